@@ -1,0 +1,165 @@
+"""The command line: `tubelet ...`, or `python -m jobs ...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import SpecError
+
+app = typer.Typer(
+    help="Streaming video analytics on sparse tubes: shard, embed and verify video corpora, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A job spec; jobs/specs has examples.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a field of the spec; repeatable.")
+]
+Output = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Same as --set output.path=DIR.")]
+
+
+def _load(spec: Path, overrides: list[str] | None, output: str | None):
+    from jobs.spec import load
+
+    changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])
+    return load(spec, tuple(changes))
+
+
+@app.command()
+def run(spec: SpecPath, set_: Overrides = None, output: Output = None) -> None:
+    """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
+    from jobs.report import Progress
+    from jobs.runner import run_job
+
+    report = run_job(_load(spec, set_, output), Progress(err))
+    out.print(report.table())
+
+
+@app.command()
+def plan(
+    spec: SpecPath,
+    set_: Overrides = None,
+    output: Output = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Check a spec and its input and say what a run would do. Computes nothing, writes nothing."""
+    from jobs.estimate import estimate
+
+    found = estimate(_load(spec, set_, output))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(show_header=False)
+    for name, value in found.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    out.print(table)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model; all of them by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """List the models: tokens, parameters, what of them trains, work and bytes per view."""
+    import models as registry
+
+    names = [name] if name is not None else registry.names()
+    try:
+        found = [registry.describe(one) for one in names]
+    except ValueError as error:
+        raise SpecError("NAME", name, str(error).partition(": ")[2]) from None
+    if as_json:
+        print(json.dumps([asdict(summary) for summary in found], indent=1))
+        return
+    caption = "a view of 32 x 224 x 224 px; a multiply-add counts as two operations; `tubelet models NAME` says more"
+    table = Table(caption=caption if name is None else None, caption_justify="left")
+    table.add_column("model", no_wrap=True)
+    for column in ("tokens", "params", "trained", "GFLOPs", "KB/clip", "dim"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for s in found:
+        sizes = (f"{n / 1e6:.1f} M" for n in (s.parameters, s.trainable))
+        work = (f"{s.gflops_per_view:,.0f}", f"{s.bytes_per_clip / 1e3:,.1f}", str(s.dim))
+        table.add_row(s.name, f"{s.tokens:,}", *sizes, *work)
+    out.print(table)
+    if name is not None:
+        images = "takes" if found[0].images else "does not take"
+        out.print(f"{found[0].doc}; {images} images", highlight=False)
+        out.print(str(registry.plan(name)), highlight=False)
+
+
+@app.command()
+def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's output folder.")]) -> None:
+    """Check a run's output: checksums, counts, doubled rows, strangers. Exit code 1 if anything is wrong."""
+    from pipeline.verify import verify as check
+
+    found = check(folder)
+    for problem in found.problems:
+        out.print(problem, style="red", highlight=False, soft_wrap=True)
+    out.print(
+        f"{found.units} units, {found.rows:,} rows, {found.failures:,} failures, {found.files} files: "
+        + (f"{len(found.problems)} problems" if found.problems else "all well"),
+        highlight=False,
+    )
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    spec: SpecPath,
+    address: Annotated[str, typer.Option(help="The cluster's job server, e.g. http://head:8265.")],
+    set_: Overrides = None,
+    output: Output = None,
+    submission_id: Annotated[str | None, typer.Option(help="A name for the job; Ray makes one.")] = None,
+) -> None:
+    """Send a job to a cluster (Ray Jobs), with this code. Paths in it must mean the same on its nodes."""
+    from jobs.cluster import submit as send
+
+    checked = _load(spec, set_, output)
+    name = send(checked, address, submission_id)
+    out.print(f"submitted {name}; follow it with: ray job logs -f --address {address} {name}", soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job spec, for editors."""
+    from jobs.spec import schema as job_schema
+
+    print(json.dumps(job_schema(), indent=1))
+
+
+def main() -> None:
+    """Run the command line: exit code 2 for a request that cannot be met, 1 for a job that failed."""
+    try:
+        app()
+    except SpecError as error:
+        for line in str(error).splitlines():
+            err.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; what is committed stays, and the same command goes on from there")
+        sys.exit(130)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        err.print(f"failed: {lines[-1].strip()}", style="red", highlight=False, markup=False, soft_wrap=True)
+        log = Path("tubelet-error.log")
+        log.write_text("".join(traceback.format_exception(error)))
+        err.print(f"the whole story is in {log.absolute()}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Ray, wherever it is: a local one for one job, or a running cluster; and `submit` to one (Ray Jobs)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.exceptions
+
+import jobs
+import models
+import pipeline
+from jobs.spec import EmbedSpec, ShardSpec, dump
+from pipeline.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has for the workers of a job."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Room]:
+    """Ray for the length of a job. One that is connected already is used, and left as it is.
+
+    Args:
+        address: of a running cluster; None is RAY_ADDRESS, and without that a local Ray is started here.
+
+    Raises:
+        SpecError: no cluster answers there.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    mine = not ray.is_initialized()
+    if mine:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            # Ray's own small tasks need a place beside actors that hold every core.
+            ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+        else:
+            try:
+                ray.init(address, **quiet)
+            except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
+    try:
+        total = ray.cluster_resources()
+        nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        yield Room(max(1, nodes), max(1.0, total.get("CPU", 1.0) - 1), total.get("GPU", 0.0))
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def submit(spec: ShardSpec | EmbedSpec, address: str, submission_id: str | None = None) -> str:
+    """Send this code and a spec to a cluster's job server; returns the submission id.
+
+    The spec is taken as it is: its paths must mean the same thing on the cluster's nodes.
+
+    Raises:
+        SpecError: no job server answers at `address`, or it refuses the job.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        for package in (pipeline, models, jobs):
+            source = Path(str(package.__file__)).parent
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, Path(folder) / source.name, ignore=ignored)
+        (Path(folder) / "spec.yaml").write_text(dump(spec))
+        try:
+            client = JobSubmissionClient(address)
+            return client.submit_job(
+                entrypoint="python -m jobs run spec.yaml",
+                submission_id=submission_id,
+                runtime_env={"working_dir": folder},
+                metadata={"kind": spec.kind, "output": spec.output.path},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SpecError("--address", address, f"the job was not taken ({reason})") from None

@@ -1,0 +1,215 @@
+"""`kind: embed`: every view of a corpus through a model, to Parquet. The only stage that imports torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import models
+from jobs.cluster import Room
+from jobs.spec import EmbedSpec, Model, media_plans
+from models.registry import preset
+from pipeline.commits import Receipt, Run
+from pipeline.corpus import Media
+from pipeline.errors import Failure, SpecError, SpecErrors
+from pipeline.plan import Plan
+from pipeline.sampling import Sampling
+from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_files
+from pipeline.stages import RECEIPT, Cutting, Decode, Pool, unpack
+from pipeline.storage import locate
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model to construct on a worker: its settings, and the clips it is for."""
+
+    model: Model
+    sampling: Sampling
+
+    def arguments(self) -> dict[str, Any]:
+        sampling = self.sampling
+        return {
+            "frames": sampling.frames,
+            "size": (sampling.height_px, sampling.width_px),
+            "filter": sampling.filter,
+            "clip": self.model.clip,
+            "adapter_layers": self.model.adapter_layers,
+            "checkpoint": self.model.checkpoint,
+        }
+
+    def check(self) -> None:
+        """Refuse, before anything starts, what `create` would refuse on every worker."""
+        try:
+            models.check(self.model.name, **self.arguments())
+        except (ValueError, OSError) as error:
+            raise SpecErrors([str(error)]) from None
+
+    def warnings(self) -> list[str]:
+        """What a user must know of weights that mean nothing."""
+        if self.model.checkpoint is not None:
+            return []
+        family = preset(self.model.name).family
+        seed = self.model.seed
+        lines = []
+        if family != "tubevit" and (self.model.clip is None or self.model.clip.pretrained is None):
+            lines.append(
+                f"WARNING: the CLIP tower is randomly initialised (seed {seed}), its embeddings mean nothing: "
+                "set model.clip.pretrained to an open_clip tag or a local checkpoint"
+            )
+        if family == "tubevit":
+            lines.append(
+                f"WARNING: TubeViT is randomly initialised (seed {seed}), its embeddings mean nothing: "
+                "set model.checkpoint"
+            )
+        elif family == "gated":
+            lines.append(
+                f"note: TubeViT and its adapters are untrained (seed {seed}) and their gates closed: "
+                "embeddings are CLIP's own; set model.checkpoint for trained ones"
+            )
+        return lines
+
+
+class Embed:
+    """Stage: decoded units, or ranges of shards -> committed embeddings.
+
+    A batch is formed inside its unit, in plan order, so what a view is embedded with does not depend on timing.
+    """
+
+    def __init__(self, run: Run, encoder: Encoder, threads: int, root: str):
+        import torch
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._run, self._settings, self._root = run, encoder.model, root
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._half = encoder.model.precision == "bf16" or (
+            encoder.model.precision == "auto" and self._device.type == "cuda"
+        )
+        self._model = models.create(encoder.model.name, **encoder.arguments(), seed=encoder.model.seed)
+        self._model.to(self._device)
+        image_plan = self._model.image_plan
+        self._plans: dict[Media, Plan] = {"video": self._model.plan}
+        if image_plan is not None:
+            self._plans["image"] = image_plan
+
+    def __call__(self, units: pa.Table) -> pa.Table:
+        if "views" in units.column_names:
+            receipt, media, batches, failures = unpack(units)
+        else:
+            row = units.to_pylist()[0]
+            receipt, media, failures = Receipt(row["unit"], inputs=len(row["items"])), row["media"], []
+            batches = self._stored(row["items"])
+        table = self.table(batches, media, receipt, failures)
+        receipt.clips = 0 if table is None else table.num_rows
+        if table is not None and table.num_rows:
+            path = f"units/{self._run.name(receipt.unit)}.parquet"
+            receipt.files.append(self._run.write_table(path, table))
+        self._run.commit(receipt, failures)
+        return pa.table([[receipt.to_json()]], schema=RECEIPT)
+
+    def table(
+        self, batches: Iterable[pa.RecordBatch], media: Media, receipt: Receipt, failures: list[Failure]
+    ) -> pa.Table | None:
+        """Embed batches of views: their metadata and an `embedding` column."""
+        parts = []
+        for batch in batches:
+            begun = time.perf_counter()
+            embeddings = self.embed(batch, media)
+            receipt.model_seconds += time.perf_counter() - begun
+            fields = meta_fields(batch.schema)
+            finite = np.isfinite(embeddings).all(axis=1)
+            for row in np.flatnonzero(~finite):
+                uri, view = batch["uri"][row].as_py(), batch["view_index"][row].as_py()
+                failures.append(Failure(uri, "embed", "model_error", "embedding is not finite", clip=view))
+            column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
+            schema = pa.schema([*fields, pa.field("embedding", column.type, nullable=False)])
+            columns = [*(batch[field.name] for field in fields), column]
+            part = pa.table(columns, schema=schema)
+            parts.append(part if finite.all() else part.filter(pa.array(finite)))
+        return pa.concat_tables(parts) if parts else None
+
+    def embed(self, batch: pa.RecordBatch, media: Media) -> np.ndarray:
+        """float32 (rows, dim) of a batch of tubes."""
+        from pipeline.batches import to_torch
+        from pipeline.shards import schema_plan
+
+        torch = self._torch
+        held, _ = schema_plan(batch.schema)
+        tubes = to_torch(batch, held, self._plans[media])
+        outputs = []
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            for start in range(0, batch.num_rows, self._settings.batch_views):
+                stop = start + self._settings.batch_views
+                views = {name: tube[start:stop].to(self._device) for name, tube in tubes.items()}
+                outputs.append(self._model.embed(views).float().cpu().numpy())
+        return np.concatenate(outputs)
+
+    def _stored(self, items: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+        for item in items:
+            reader = ShardReader(locate(self._root, "input.shards") / item["uri"])
+            for start in range(item["first_row"], item["stop_row"], self._settings.batch_views):
+                yield reader.rows(start, min(item["stop_row"], start + self._settings.batch_views))
+
+
+def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
+    """The shard sets of a spec's input, checked against its model's plans."""
+    assert spec.input.shards is not None
+    sets: dict[Media, ShardSet] = {}
+    for name, files in shard_files(locate(spec.input.shards, "input.shards")).items():
+        shards = ShardSet([ShardReader(file) for file in files])
+        still = shards.plan.clip_frames == 1 and shards.sampling.frames > 1
+        media: Media = "image" if still else "video"
+        wanted = media_plans(spec.model.plan(shards.sampling))
+        if media not in wanted:
+            raise SpecError("model.name", spec.model.name, f"takes no images, but {name} holds some")
+        require(shards.plan, wanted[media], f"{spec.input.shards}/{name}")
+        sets[media] = shards
+    return sets
+
+
+def freeze_shards(root: str, sets: dict[Media, ShardSet], unit_bytes: int) -> pa.Table:
+    """Units of consecutive shard rows, of about `unit_bytes` each; a unit lies in one shard."""
+    rows = []
+    folder = locate(root, "input.shards").path
+    for media, shards in sorted(sets.items(), reverse=True):
+        most = max(1, unit_bytes // shards.plan.bytes_per_clip)
+        for shard in shards.shards:
+            uri = shard.location.path.removeprefix(f"{folder}/")
+            for first in range(0, len(shard), most):
+                stop = min(len(shard), first + most)
+                item = {"uri": uri, "first_row": first, "stop_row": stop}
+                rows.append({"unit": len(rows), "media": media, "clips": stop - first, "items": [item]})
+    return pa.Table.from_pylist(rows)
+
+
+def pools(
+    spec: EmbedSpec, run: Run, encoder: Encoder, cutting: Cutting, session: str, room: Room
+) -> list[Pool]:
+    """Decoders, one a core, feed a model on every GPU, or one model a node where there is none.
+
+    Without a GPU the model is what takes time: it gets most of the cores to reserve, and threads for all.
+    """
+    decode, model = spec.resources.decode, spec.resources.embed
+    stored = spec.input.shards is not None
+    per_node = max(1, int(room.cpus / room.nodes))
+    if model.gpus if model.gpus is not None else room.gpus:
+        gpus = model.gpus or 1.0
+        actors = model.actors or max(1, int(room.gpus / gpus))
+        cpus = model.cpus or 1.0
+        threads = max(1, int(cpus))
+    else:
+        gpus, actors = 0.0, model.actors or room.nodes
+        for_decoding = 0 if stored else max(1, per_node // 4)
+        cpus = model.cpus or max(1.0, per_node - for_decoding)
+        threads = int(model.cpus or per_node)
+    embedders = Pool(Embed, (run, encoder, threads, cutting.root), actors, cpus, gpus)
+    if stored:
+        return [embedders]
+    decode_cpus = decode.cpus or 1.0
+    decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
+    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus), embedders]

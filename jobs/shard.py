@@ -1,0 +1,16 @@
+"""`kind: shard`: decode a corpus once, into shards that serve every model of the spec."""
+
+from __future__ import annotations
+
+from jobs.cluster import Room
+from jobs.spec import ShardSpec
+from pipeline.commits import Run
+from pipeline.stages import Cutting, Pool, Shard
+
+
+def pools(spec: ShardSpec, run: Run, cutting: Cutting, session: str, room: Room) -> list[Pool]:
+    """One stage: decoders, one a core, that write what they cut."""
+    asked = spec.resources.decode
+    cpus = asked.cpus or 1.0
+    actors = asked.actors or max(1, int(room.cpus / cpus))
+    return [Pool(Shard, (run, cutting, session), actors, cpus)]

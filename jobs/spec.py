@@ -1,0 +1,292 @@
+"""Job specs: what a YAML file may say, checked field by field before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+import models
+from models import ClipConfig
+from pipeline.corpus import Media
+from pipeline.errors import SpecError, SpecErrors
+from pipeline.plan import Frozen, Plan
+from pipeline.sampling import Sampling
+
+
+class Input(Frozen):
+    """What to read: `path`, a folder, glob, file, list of these, or table (see pipeline.corpus); or `shards`.
+
+    root: where relative uris of a table start; the table's folder by default.
+    shards: the output folder of a `kind: shard` run.
+    """
+
+    path: str | tuple[str, ...] | None = None
+    root: str | None = None
+    shards: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.path is None) == (self.shards is None):
+            raise ValueError("give either path (videos and images) or shards (a run's output folder)")
+        return self
+
+
+class Architecture(Frozen):
+    """A model by name, as far as its plan goes: `tubelet models` lists them."""
+
+    name: str
+    clip: ClipConfig | None = None
+
+    def plan(self, sampling: Sampling) -> Plan:
+        size = (sampling.height_px, sampling.width_px)
+        try:
+            return models.plan(
+                self.name, frames=sampling.frames, size=size, filter=sampling.filter, clip=self.clip
+            )
+        except ValueError as error:
+            raise SpecErrors([str(error)]) from None
+
+
+class Model(Architecture):
+    """A model with its weights.
+
+    checkpoint: a folder written by training; None starts from `clip.pretrained` and, elsewhere, `seed`.
+    batch_views: views in one forward pass.
+    precision: auto is bf16 on a GPU and fp32 on a CPU.
+    """
+
+    adapter_layers: tuple[NonNegativeInt, ...] | None = None
+    checkpoint: str | None = None
+    seed: NonNegativeInt = 0
+    batch_views: PositiveInt = 16
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Output(Frozen):
+    """path: the run's folder. unit_bytes: tubes in one unit of work, and so in one shard."""
+
+    path: str
+    unit_bytes: PositiveInt = 64 << 20
+
+
+class Pool(Frozen):
+    """Workers of a stage; None is what the cluster has room for."""
+
+    actors: PositiveInt | None = None
+    cpus: PositiveFloat | None = None
+    gpus: NonNegativeFloat | None = None
+
+
+class Resources(Frozen):
+    """object_store_bytes: what may wait between decoding and the model; None leaves it to Ray."""
+
+    decode: Pool = Pool()
+    embed: Pool = Pool()
+    object_store_bytes: PositiveInt | None = None
+
+
+class FailurePolicy(Frozen):
+    """max_failed_fraction: more failed inputs than this end the job.
+
+    attempts: how often an input may take its decoder process down before it is left out.
+    """
+
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    attempts: PositiveInt = 3
+
+
+class Cluster(Frozen):
+    """address: a running cluster; None is RAY_ADDRESS, and without that a local one for this job alone."""
+
+    address: str | None = None
+
+
+class _Job(Frozen):
+    version: Literal[1]
+    input: Input
+    output: Output
+    resources: Resources = Resources()
+    failure: FailurePolicy = FailurePolicy()
+    ray: Cluster = Cluster()
+
+    def identity(self) -> dict[str, Any]:
+        """What the output depends on: a run's folder takes no other spec than one with the same identity."""
+        values = self.model_dump(mode="json", exclude={"resources", "failure", "ray"})
+        del values["output"]["path"]
+        return values
+
+
+class ShardSpec(_Job):
+    """Decode a corpus once into shards that serve every listed model."""
+
+    kind: Literal["shard"]
+    sampling: Sampling = Sampling()
+    models: Annotated[tuple[Architecture, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _videos(self) -> Self:
+        if self.input.path is None:
+            raise ValueError("a shard job reads videos: give input.path")
+        return self
+
+    def plan(self) -> Plan:
+        first, *rest = (model.plan(self.sampling) for model in self.models)
+        for plan in rest:
+            first = first.union(plan)
+        return first
+
+
+class EmbedSpec(_Job):
+    """Embed every view of a corpus, from videos or from shards."""
+
+    kind: Literal["embed"]
+    sampling: Sampling | None = None
+    model: Model
+
+    @model_validator(mode="after")
+    def _sampled_once(self) -> Self:
+        if self.input.shards is not None and self.sampling is not None:
+            raise ValueError("shards are sampled already: leave sampling out, or give input.path")
+        if self.input.shards is None and self.sampling is None:
+            object.__setattr__(self, "sampling", Sampling())
+        return self
+
+
+Spec = Annotated[ShardSpec | EmbedSpec, Field(discriminator="kind")]
+_SPEC: TypeAdapter[ShardSpec | EmbedSpec] = TypeAdapter(Spec)
+
+
+def media_plans(plan: Plan) -> dict[Media, Plan]:
+    """What a video, and an image if the plan can be cut from one, is cut into."""
+    image = plan.image()
+    return {"video": plan} if image is None else {"video": plan, "image": image}
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()) -> ShardSpec | EmbedSpec:
+    """Read and check a spec.
+
+    Args:
+        source: a YAML file, or what it would hold.
+        overrides: "a.b=value" each, the value in YAML; they win over the file.
+
+    Raises:
+        SpecError: a line for each thing that is wrong.
+    """
+    values: Any
+    if isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        try:
+            values = yaml.safe_load(Path(source).expanduser().read_text())
+        except OSError as error:
+            raise SpecError("spec", str(source), f"cannot be read ({error.strerror})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpecError("spec", str(source), f"not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise SpecError("spec", str(source), "holds no keys; see jobs/specs for examples")
+    for override in overrides:
+        values = _override(values, override)
+    try:
+        # By way of JSON, because strict mode takes a JSON list for a tuple, but not a Python one.
+        return _SPEC.validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise SpecErrors(list(_lines(error))) from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a spec, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_SPEC.json_schema()}
+
+
+def dump(spec: ShardSpec | EmbedSpec) -> str:
+    """The spec with every default filled in, as YAML."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A line for each field in which two nested mappings differ."""
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}: {a!r} there, {b!r} now"
+
+
+def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    name, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise SpecError("--set", override, "write it as a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *path, last = name.split(".")
+    values = dict(values)
+    inner = values
+    for key in path:
+        inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
+        inner = inner[key]
+    inner[last] = value
+    return values
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    """Pydantic's findings as "field = value: what is wrong, and what would be right"."""
+    for found in error.errors(include_url=False):
+        path = [part for part in found["loc"] if part not in ("shard", "embed")]
+        # Of a union pydantic names the member it tried; that is no part of the field's name.
+        path = [part for part in path if not re.search(r"[\[\]]|^(str|int|float)$", str(part))]
+        name = ".".join(map(str, path)) or "spec"
+        value = found["input"]
+        shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+        match found["type"]:
+            case "missing":
+                yield f"{name}: missing; this key is required"
+            case "extra_forbidden":
+                yield f"{name}{shown}: unknown key; {_known(path)}"
+            case "union_tag_not_found":
+                yield "kind: missing; choose 'shard' or 'embed'"
+            case "union_tag_invalid":
+                yield f"kind = {found['ctx']['tag']!r}: unknown; choose 'shard' or 'embed'"
+            case "value_error":
+                yield f"{name}{shown}: {found['ctx']['error']}"
+            case _:
+                yield f"{name}{shown}: {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+def _known(path: list[Any]) -> str:
+    """The remedy for an unknown key: the nearest of the keys that may stand there, or all of them."""
+    kinds: list[type[BaseModel]] = [ShardSpec, EmbedSpec]
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        annotations = [k.model_fields[part].annotation for k in kinds if part in k.model_fields]
+        kinds = [kind for annotation in annotations for kind in _models_in(annotation)]
+    known = sorted({name for kind in kinds for name in kind.model_fields})
+    near = difflib.get_close_matches(str(path[-1]), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known)}"
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)

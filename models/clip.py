@@ -1,0 +1,100 @@
+"""CLIP's image tower, frozen, on key frames (Radford et al., arXiv:2103.00020; open_clip's ViT).
+
+B clips, F key frames each, L = 1 + patches tokens, D channels, E embedding channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.model import Model
+from models.tokenizer import TubeTokenizer, matching
+from models.towers import Tower
+from models.transformer import Block
+from pipeline.plan import Plan
+
+
+class Clip(Model):
+    """An open_clip ViT on a plan of one (1, p, p) tube. Its weights never train, nor does it leave eval().
+
+    The clip's embedding is the mean of its frames' embeddings, none of them normalised. `mirrored` makes no
+    difference: positions here are learned per cell of the patch grid, and flipping the tubes flips that
+    grid onto itself. (Where patches do not divide the width, the strip that no patch covers stays at the
+    right: what is mirrored is the covered part, a crop of the frame.)
+    """
+
+    def __init__(self, plan: Plan, tower: Tower, *, num_classes: int | None = None) -> None:
+        super().__init__(plan, plan.image(), tower.embed_dim, num_classes)
+        self.tower = tower
+        width, gain = tower.width, tower.width**-0.5
+        self.patch = TubeTokenizer(plan, width, bias=False)
+        self.class_embedding = nn.Parameter(gain * torch.randn(width))
+        self.positional_embedding = nn.Parameter(gain * torch.randn(1 + tower.grid**2, width))
+        self.norm_pre = nn.LayerNorm(width, eps=1e-5) if tower.norm_pre else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                tower.heads,
+                tower.mlp_dim,
+                eps=1e-5,
+                quick_gelu=tower.quick_gelu,
+                layer_scale=tower.layer_scale,
+            )
+            for _ in range(tower.layers)
+        )
+        self.norm_post = nn.LayerNorm(width, eps=1e-5)
+        self.proj = nn.Parameter(gain * torch.randn(width, tower.embed_dim))
+        self.requires_grad_(False)
+        if self.head is not None:
+            self.head.requires_grad_(True)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
+        return self.frames(tubes).mean(dim=1)
+
+    def frames(self, tubes: Mapping[str, Tensor]) -> Tensor:
+        """Tubes of `plan` or `image_plan` -> float32 (B, F, E): each key frame's embedding, unnormalised."""
+        x = self.enter(tubes)
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(x, len(next(iter(tubes.values()))))
+
+    def enter(self, tubes: Mapping[str, Tensor]) -> Tensor:
+        """Tubes -> (B*F, L, D), what the first block takes: all frames of all clips are one batch."""
+        matching(tubes, self.plans)
+        (patches,) = tubes.values()
+        batch, frames, rows, columns = patches.shape[:4]
+        x_BND = self.patch(tubes)
+        x_bLD = x_BND.unflatten(1, (frames, rows * columns)).flatten(0, 1)
+        first = self.class_embedding.expand(batch * frames, 1, -1)
+        x_bLD = torch.cat([first.to(x_bLD.dtype), x_bLD], dim=1)
+        return self.norm_pre(x_bLD + positions(self.positional_embedding, self.tower.grid, (rows, columns)))
+
+    def leave(self, x_bLD: Tensor, batch: int) -> Tensor:
+        """What the last block gives, (B*F, L, D) -> float32 (B, F, E)."""
+        if not self.tower.pool_then_norm:
+            x_bLD = self.norm_post(x_bLD)
+        pooled_bD = x_bLD[:, 0] if self.tower.pool == "tok" else x_bLD[:, 1:].mean(dim=1)
+        if self.tower.pool_then_norm:
+            pooled_bD = self.norm_post(pooled_bD)
+        return (pooled_bD @ self.proj).float().unflatten(0, (batch, -1))
+
+
+def positions(table_LD: Tensor, native: int, grid: tuple[int, int]) -> Tensor:
+    """A learned table (1 + native**2, D) for another grid (rows, columns): bicubic, as in open_clip."""
+    if grid == (native, native):
+        return table_LD
+    first_1D, rest_ND = table_LD.float().split([1, native * native])
+    square_1DHW = rest_ND.T.unflatten(1, (native, native))[None]
+    resized_1DHW = functional.interpolate(
+        square_1DHW, size=grid, mode="bicubic", antialias=True, align_corners=False
+    )
+    return torch.cat([first_1D, resized_1DHW[0].flatten(1).T]).to(table_LD.dtype)

@@ -1,0 +1,105 @@
+"""uint8 tubes -> tokens: one linear layer per tube, with the pixel normalisation folded into its weights.
+
+B clips, N tokens, D channels, P = kT*kH*kW*3 bytes of a tube in (T, H, W, C) order, V = P / 3 pixels, C = 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.plan import CHANNELS, Plan, Tube
+
+# One pixel statistics for all models: OpenAI CLIP's. `clip_weights` converts towers trained with others.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class TubeTokenizer(nn.Module):
+    """A weight (dim, kT*kH*kW*3) and a bias (dim,) per tube (TubeViT, arXiv:2212.03229, section 3.1).
+
+    Equals a strided 3-D convolution of the normalised clip at the tubes' places. Normalisation and the
+    scale of a byte are folded into the weights at each forward, so that the matrix product takes x - 128,
+    which bfloat16 holds exactly: y = (x - 128) @ (w / 255 std) + b + sum(w * (128/255 - mean) / std).
+    """
+
+    scale: Tensor  # (C,)
+    shift: Tensor  # (C,)
+
+    def __init__(self, plan: Plan, dim: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.plan = plan
+        self.dim = dim
+        self.weight = nn.ParameterDict()
+        self.bias = nn.ParameterDict()
+        for tube in plan.tubes:
+            volume = CHANNELS * tube.kernel[0] * tube.kernel[1] * tube.kernel[2]
+            # With E|w|^2 = 1 a token's standard deviation is the rms of the normalised pixels, whatever the
+            # tube's volume: about 1, beside position channels of rms 0.7.
+            weight = nn.init.trunc_normal_(torch.empty(dim, volume), std=volume**-0.5)
+            self.weight[tube.name] = nn.Parameter(weight)
+            if bias:
+                self.bias[tube.name] = nn.Parameter(torch.zeros(dim))
+        mean_C, std_C = torch.tensor(MEAN), torch.tensor(STD)
+        self.register_buffer("scale", 1 / (255 * std_C), persistent=False)
+        self.register_buffer("shift", (128 / 255 - mean_C) / std_C, persistent=False)
+
+    def forward(self, tubes: Mapping[str, Tensor]) -> Tensor:
+        """{name: uint8 (B, n_t, n_h, n_w, kT, kH, kW, 3)} -> (B, N, dim): tubes in plan order, w fastest.
+
+        Tubes that are absent, as the 3-D ones of an image are, give no tokens.
+        """
+        tokens_BND = [self._project(tube, tubes[tube.name]) for tube in self.plan.tubes if tube.name in tubes]
+        return torch.cat(tokens_BND, dim=1)
+
+    def _project(self, tube: Tube, x: Tensor) -> Tensor:
+        weight_DP, bias_D = self._fold(tube.name)
+        x_BNP = x.reshape(len(x), -1, weight_DP.shape[1]).to(weight_DP.dtype) - 128
+        return functional.linear(x_BNP, weight_DP, bias_D)
+
+    def _fold(self, name: str) -> tuple[Tensor, Tensor]:
+        """The weights for x - 128, summed in float32 and rounded once, to what the product computes in."""
+        weight_DVC = self.weight[name].float().unflatten(1, (-1, CHANNELS))
+        weight_DP = (weight_DVC * self.scale).flatten(1)
+        bias_D = (weight_DVC * self.shift).sum((1, 2))
+        if name in self.bias:
+            bias_D = bias_D + self.bias[name].float()
+        dtype = compute_dtype(self.weight[name])
+        return weight_DP.to(dtype), bias_D.to(dtype)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """What a matrix product with `weight` computes in: autocast's dtype, else its own."""
+    kind = weight.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def from_conv3d(weight_DCTHW: Tensor) -> Tensor:
+    """The weight of a Conv3d (D, 3, kT, kH, kW) in our layout (D, kT*kH*kW*3)."""
+    return weight_DCTHW.permute(0, 2, 3, 4, 1).flatten(1)
+
+
+def to_conv3d(weight_DP: Tensor, kernel: tuple[int, int, int]) -> Tensor:
+    """The inverse of `from_conv3d`."""
+    return weight_DP.unflatten(1, (*kernel, CHANNELS)).permute(0, 4, 1, 2, 3)
+
+
+def matching(tubes: Mapping[str, Tensor], plans: list[Plan]) -> Plan:
+    """The first plan that the batch was cut by: same tube names, shapes as given there, uint8.
+
+    ValueError shows both sides if there is none.
+    """
+    got = {name: tuple(x.shape[1:]) for name, x in tubes.items()}
+    for plan in plans:
+        if got == {tube.name: tube.shape for tube in plan.tubes}:
+            wrong = {name: x.dtype for name, x in tubes.items() if x.dtype != torch.uint8}
+            if wrong:
+                raise ValueError(f"tubes must be uint8 pixels, but are {wrong}")
+            return plan
+    wanted = " or ".join(str({tube.name: tube.shape for tube in plan.tubes}) for plan in plans)
+    raise ValueError(f"tubes have shapes {got} after the batch axis, but the model wants {wanted}")

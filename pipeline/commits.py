@@ -1,0 +1,185 @@
+"""A run's folder: what is committed, what failed, and the manifest (contracts C6 and C7).
+
+A unit's files are written under names made of the unit and the run's fingerprint; then one commit record says
+that they are there. A unit without a record does not exist, and doing it again writes the same names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import Failure, SpecError
+from pipeline.shards import FAILURES, failure_table
+from pipeline.storage import Location, atomic_file, locate, write_atomic
+
+PART_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """One output file, as commit records and the manifest list it; `path` is relative to the run's folder."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Receipt:
+    """What became of one unit: its commit record, and the one row that travels back to the driver."""
+
+    unit: int
+    inputs: int = 0
+    failed_inputs: int = 0
+    clips: int = 0
+    failures: int = 0
+    decode_seconds: float = 0.0  # wall time inside the decoder, and inside the model
+    model_seconds: float = 0.0
+    files: list[File] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        values = json.loads(text)
+        return cls(**{**values, "files": [File(**file) for file in values["files"]]})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder that a run writes to. Cheap to send to workers."""
+
+    uri: str
+    fingerprint: str
+
+    @property
+    def place(self) -> Location:
+        return locate(self.uri, "output.path")
+
+    def name(self, unit: int) -> str:
+        return f"{unit:08d}-{self.fingerprint}"
+
+    def write_table(self, path: str, table: pa.Table) -> File:
+        """Write a Parquet file, whole or not at all."""
+        with atomic_file(self.place / path) as sink:
+            pq.write_table(table, sink, compression="zstd")
+        written = sink.done()
+        return File(path, table.num_rows, written.size_bytes, written.sha256)
+
+    def commit(self, receipt: Receipt, failures: Sequence[Failure]) -> None:
+        """Write a unit's failures, then its record: from here on the unit exists."""
+        if failures:
+            table = failure_table(failures, receipt.unit)
+            receipt.files.append(self.write_table(f"failures/{self.name(receipt.unit)}.parquet", table))
+        receipt.failures = len(failures)
+        receipt.failed_inputs = len({failure.uri for failure in failures})
+        write_atomic(self.place / f"commits/{self.name(receipt.unit)}.json", receipt.to_json().encode())
+
+    def committed(self) -> set[int]:
+        """The units that exist, by the names of their records alone."""
+        names = (info.base_name for info in (self.place / "commits").files())
+        suffix = f"-{self.fingerprint}.json"
+        return {int(name.removesuffix(suffix)) for name in names if name.endswith(suffix)}
+
+    def receipts(self) -> Iterator[Receipt]:
+        """The commit records, in the order of their units."""
+        for unit in sorted(self.committed()):
+            yield Receipt.from_json((self.place / f"commits/{self.name(unit)}.json").read_bytes())
+
+    def manifest(self) -> dict[str, Any] | None:
+        place = self.place / "manifest.json"
+        return json.loads(place.read_bytes()) if place.exists() else None
+
+    def failures(self, manifest: dict[str, Any]) -> pa.Table:
+        """Every failure row that the manifest lists."""
+        tables = [FAILURES.empty_table()]
+        for file in manifest["files"]:
+            if file["path"].startswith("failures/"):
+                place = self.place / file["path"]
+                with place.filesystem.open_input_file(place.path) as source:
+                    tables.append(pq.read_table(source))
+        return pa.concat_tables(tables)
+
+    def publish(self, kind: str, files: Sequence[File], receipts: Sequence[Receipt]) -> None:
+        """Swap in the manifest: what a reader of this folder should read, each unit counted once."""
+        manifest = {
+            "format": 1,
+            "kind": kind,
+            "fingerprint": self.fingerprint,
+            "units": len(receipts),
+            "rows": sum(receipt.clips for receipt in receipts),
+            "failures": sum(receipt.failures for receipt in receipts),
+            "files": [asdict(file) for file in files],
+        }
+        write_atomic(self.place / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def parts(files: Sequence[File], part_bytes: int = PART_BYTES) -> list[list[File]]:
+    """Group files in their order into parts of about `part_bytes`."""
+    groups: list[list[File]] = []
+    size = 0
+    for file in files:
+        if not groups or size + file.bytes > part_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.bytes
+    return groups
+
+
+def compact(run: Run, index: int, files: Sequence[File]) -> File:
+    """Join Parquet files into one part of `embeddings/`, in their order. Doing it again gives the same file."""
+    path = f"embeddings/part-{index:05d}-{run.fingerprint}.parquet"
+    rows = 0
+    with atomic_file(run.place / path) as sink:
+        writer = None
+        for file in files:
+            place = run.place / file.path
+            with place.filesystem.open_input_file(place.path) as source:
+                table = pq.read_table(source)
+            writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+            writer.write_table(table)
+            rows += table.num_rows
+        if writer is not None:
+            writer.close()
+    written = sink.done()
+    return File(path, rows, written.size_bytes, written.sha256)
+
+
+@contextmanager
+def only_writer(run_uri: str) -> Iterator[None]:
+    """Hold a run's folder for this process; a lock dies with its holder.
+
+    Raises:
+        SpecError: another process holds it.
+    """
+    place = locate(run_uri, "output.path")
+    if not place.is_local:  # an object store has no flock; its units are still committed one by one
+        yield
+        return
+    try:
+        Path(place.path).mkdir(parents=True, exist_ok=True)
+        handle = os.open(f"{place.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SpecError("output.path", run_uri, f"cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise SpecError("output.path", run_uri, "another run is writing to it; wait for it or choose another") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,317 @@
+"""Inputs (folder, glob, list, table) -> a frozen list of work units. What happens next follows from it alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs as pafs
+
+from pipeline.errors import SpecError
+from pipeline.plan import Plan
+from pipeline.sampling import Sampling, count_windows
+from pipeline.storage import Location, locate
+
+Media = Literal["video", "image"]
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .asf .avi .divx .f4v .flv .gif .h264 .264 .h265 .265 .hevc .ivf .m2ts .m2v .m4v .mjpeg .mjpg .mkv"
+    " .mov .mp4 .mpeg .mpg .mts .mxf .nut .obu .ogv .qt .ts .vob .webm .wmv .y4m".split()
+)
+IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+TABLE_SUFFIXES = frozenset(".csv .jsonl .ndjson .parquet .tsv .txt".split())
+
+# What an input table may say of each of its rows; its other columns are carried along.
+KNOWN = {
+    "uri": pa.string(),
+    "start_seconds": pa.float64(),
+    "end_seconds": pa.float64(),
+    "labels": pa.list_(pa.string()),
+    "caption": pa.string(),
+    "split": pa.string(),
+    "group": pa.string(),
+}
+# Names that the outputs give a meaning of their own.
+RESERVED = frozenset(
+    "clip_id source_version frame_pts time_base padded_frames crop view_index embedding first_clip stop_clip"
+    " media".split()
+)
+WILDCARD = re.compile(r"[*?\[]")
+# Small corpora are cut finer than `unit_bytes`, so that more than one worker has something to do.
+UNITS_AT_LEAST = 16
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What to read: one row per input, in a fixed order, and the root that relative uris start from."""
+
+    root: str
+    inputs: pa.Table  # KNOWN columns, `media`, and the caller's own
+    skipped: dict[str, int]  # files of a listed folder that are neither video nor image, by suffix
+
+    @property
+    def extra(self) -> list[str]:
+        return [name for name in self.inputs.column_names if name not in KNOWN and name != "media"]
+
+
+def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
+    """List a corpus.
+
+    Args:
+        path: a folder (searched all the way down for video and image files), a glob, a file, several of
+            these, or one table (.csv .tsv .parquet .jsonl .ndjson, or .txt with a uri a line) of inputs.
+        root: where relative uris start; by default the folder itself, the part of a glob before its first
+            wildcard, what several paths have in common, or the table's folder.
+
+    Raises:
+        SpecError: nothing there, or a table that cannot be used.
+    """
+    paths = (path,) if isinstance(path, str) else path
+    skipped: dict[str, int] = {}
+    if len(paths) == 1 and _suffix(paths[0]) in TABLE_SUFFIXES:
+        base, inputs = root or _like(paths[0], _parent(locate(paths[0]).path)), _read_table(paths[0])
+    else:
+        listed = [_list(one, skipped) for one in paths]
+        start = locate(root).path if root else os.path.commonpath([folder for folder, _ in listed])
+        base = root or _like(paths[0], start)
+        files = dict.fromkeys(file for _, found in listed for file in found)
+        inputs = pa.table({"uri": pa.array([f.removeprefix(f"{start.rstrip('/')}/") for f in files], pa.string())})
+    if not inputs.num_rows:
+        ignored = f" ({_counts(skipped)} are neither video nor image)" if skipped else ""
+        raise SpecError("input.path", path, f"no video or image in it{ignored}")
+    inputs = _complete(inputs)
+    _refuse_doubles(inputs, path)
+    return Corpus(base, inputs, skipped)
+
+
+def open_input(root: str, uri: str) -> Location:
+    """Where an input of a corpus lies."""
+    return locate(uri) if "://" in uri or uri.startswith("/") else locate(root) / uri
+
+
+def freeze(
+    corpus: Corpus,
+    sampling: Sampling,
+    plans: dict[Media, Plan],
+    unit_bytes: int,
+    durations: Callable[[pa.Table], Iterable[float | None]],
+) -> pa.Table:
+    """Pack a corpus into work units: a pure function of its arguments.
+
+    Args:
+        plans: what one view of a video, and of an image, is cut into.
+        unit_bytes: tubes of a unit; a video with more of them is split into parts of consecutive clips.
+        durations: seconds of each of some inputs, None where unknown; asked only for sliding windows.
+
+    Returns:
+        One row per unit: `unit`, `media`, `clips` (how many are expected) and `items`, a list of inputs
+        with `first_clip` and `stop_clip` (None: to the end), in corpus order. Videos come first.
+    """
+    tables, first_unit = [], 0
+    media_of = corpus.inputs["media"]
+    per_view = {media: plan.bytes_per_clip * sampling.crops for media, plan in plans.items()}
+    for media in ("video", "image"):
+        inputs = corpus.inputs.filter(pc.equal(media_of, media))
+        if not inputs.num_rows:
+            continue
+        if media not in plans:
+            names = ", ".join(inputs["uri"][:3].to_pylist())
+            raise SpecError("input.path", names, "an image, but this model has no image plan; leave images out")
+        if media == "image":
+            clips = np.ones(inputs.num_rows, np.int64)
+        elif sampling.clips is not None:
+            clips = np.full(inputs.num_rows, sampling.clips, np.int64)
+        else:
+            assert sampling.every_seconds is not None
+            seconds = _span_lengths(inputs, durations)
+            clips = np.array([count_windows(s, sampling.every_seconds) for s in seconds], np.int64)
+        total_bytes = int(clips.sum()) * per_view[media]
+        target = max(per_view[media], min(unit_bytes, -(-total_bytes // UNITS_AT_LEAST)))
+        most = max(1, unit_bytes // per_view[media])
+        table = _pack(inputs.drop_columns("media"), media, clips, most, target // per_view[media], first_unit)
+        first_unit += table.num_rows
+        tables.append(table)
+    return pa.concat_tables(tables)
+
+
+def _pack(
+    inputs: pa.Table, media: Media, clips: np.ndarray, most: int, unit_clips: int, first_unit: int
+) -> pa.Table:
+    """Split inputs of more than `most` clips, then pack neighbours into units of about `unit_clips`."""
+    parts = np.maximum(1, -(-clips // most))
+    of = np.repeat(np.arange(len(clips)), parts)
+    part = np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = part * most
+    size = np.minimum(clips[of] - first, most)
+    # A last part is open-ended: what a header says of a duration sizes units, and decides nothing else.
+    stop = pa.array(first + most, mask=part == parts[of] - 1)
+    items = inputs.take(pa.array(of)).append_column("first_clip", pa.array(first)).append_column("stop_clip", stop)
+    before = np.cumsum(size) - size
+    unit = np.unique(before // max(1, unit_clips), return_inverse=True)[1]
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    offsets = pa.array(np.append(starts, len(unit)), pa.int32())
+    structs = pa.StructArray.from_arrays(
+        [items[name].combine_chunks() for name in items.column_names], names=items.column_names
+    )
+    return pa.table(
+        {
+            "unit": pa.array(np.arange(len(starts)) + first_unit),
+            "media": pa.array([media] * len(starts)),
+            "clips": pa.array(np.add.reduceat(size, starts)),
+            "items": pa.ListArray.from_arrays(offsets, structs),
+        }
+    )
+
+
+def _span_lengths(
+    inputs: pa.Table, durations: Callable[[pa.Table], Iterable[float | None]]
+) -> list[float]:
+    starts, ends = (inputs[name].to_pylist() for name in ("start_seconds", "end_seconds"))
+    unknown = [i for i, end in enumerate(ends) if end is None]
+    probed = dict(zip(unknown, durations(inputs.take(unknown)) if unknown else (), strict=True))
+    return [
+        max(0.0, (probed[i] or 0.0 if end is None else end) - (start or 0.0))
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
+    """(folder where relative names start, files in order) of a folder, a glob or a file, on its filesystem."""
+    place = locate(path, "input.path")
+    info = place.info()
+    if info.type == pafs.FileType.File:
+        return _parent(place.path), [place.path]
+    if info.type == pafs.FileType.NotFound and (wild := WILDCARD.search(place.path)):
+        matches = sorted(str(match) for match in ArrowFSWrapper(place.filesystem).glob(place.path))
+        if not matches:
+            raise SpecError("input.path", path, "the pattern matches no file")
+        return _parent(place.path[: wild.start()]), matches
+    if info.type != pafs.FileType.Directory:
+        raise SpecError("input.path", path, "no such file or folder")
+    files = []
+    for file in place.files(recursive=True):
+        name = PurePosixPath(file.path)
+        if any(part.startswith(".") for part in name.relative_to(place.path).parts):
+            continue
+        suffix = name.suffix.lower()
+        if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+            files.append(file.path)
+        else:
+            skipped[suffix or "no suffix"] = skipped.get(suffix or "no suffix", 0) + 1
+    return place.path, files
+
+
+def _read_table(path: str) -> pa.Table:
+    place = locate(path, "input.path")
+    if not place.exists():
+        raise SpecError("input.path", path, "no such file")
+    suffix = _suffix(path)
+    try:
+        with place.filesystem.open_input_file(place.path) as file:
+            if suffix == ".parquet":
+                table = pq.read_table(file)
+            elif suffix in {".jsonl", ".ndjson"}:
+                table = pajson.read_json(file)
+            elif suffix == ".txt":
+                lines = [line.strip() for line in file.read().decode().splitlines()]
+                table = pa.table({"uri": [line for line in lines if line and not line.startswith("#")]})
+            else:
+                table = pacsv.read_csv(
+                    file,
+                    parse_options=pacsv.ParseOptions(
+                        delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+                    ),
+                    convert_options=pacsv.ConvertOptions(
+                        column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
+                        | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
+                        strings_can_be_null=True,
+                        quoted_strings_can_be_null=False,
+                    ),
+                )
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SpecError("input.path", path, f"cannot be read as {suffix}: {error}") from None
+    return _named(table, path)
+
+
+def _named(table: pa.Table, path: str) -> pa.Table:
+    """`path` may stand for `uri`, and one `label` for `labels`."""
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    if "uri" not in columns and "path" in columns:
+        columns["uri"] = columns.pop("path")
+    if "uri" not in columns:
+        raise SpecError("input.path", path, f"has no column 'uri' or 'path', only {', '.join(columns)}")
+    if columns["uri"].null_count:
+        row = columns["uri"].is_null().combine_chunks().index(True).as_py()
+        raise SpecError("input.path", path, f"row {row + 1} has no uri")
+    if "labels" not in columns and "label" in columns:
+        columns["labels"] = columns.pop("label")
+    if "labels" in columns and not pa.types.is_list(columns["labels"].type):
+        # "a;b" is two labels: a comma or a space may well be part of one
+        columns["labels"] = pc.split_pattern(columns["labels"].cast(pa.string()), ";")
+    clash = sorted(RESERVED & columns.keys())
+    if clash:
+        raise SpecError("input.path", path, f"column '{clash[0]}' is a name of the output's own; rename it")
+    return pa.table(columns)
+
+
+def _complete(inputs: pa.Table) -> pa.Table:
+    """Every known column in its type and order, then `media`, then the caller's own."""
+    columns = {}
+    for name, kind in KNOWN.items():
+        if name in inputs.column_names:
+            try:
+                columns[name] = inputs[name].cast(kind)
+            except pa.ArrowException as error:
+                raise SpecError("input.path", name, f"this column cannot be read as {kind}: {error}") from None
+        else:
+            columns[name] = pa.nulls(inputs.num_rows, kind)
+    suffixes = (_suffix(uri) for uri in inputs["uri"].to_pylist())
+    columns["media"] = pa.array(["image" if s in IMAGE_SUFFIXES else "video" for s in suffixes])
+    for name in inputs.column_names:
+        if name not in KNOWN:
+            columns[name] = inputs[name]
+    return pa.table(columns).combine_chunks()
+
+
+def _refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:
+    key = ["uri", "start_seconds", "end_seconds"]
+    counts = inputs.select(key).group_by(key).aggregate([([], "count_all")])
+    double = counts.filter(pc.greater(counts["count_all"], 1))
+    if double.num_rows:
+        uri, start, end = (double[name][0].as_py() for name in key)
+        span = "" if start is None and end is None else f" from {start} to {end} s"
+        raise SpecError(
+            "input.path", path, f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')"
+        )
+
+
+def _suffix(uri: str) -> str:
+    return PurePosixPath(uri.partition("?")[0] if "://" in uri else uri).suffix.lower()
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _like(uri: str, path: str) -> str:
+    """`path` on the filesystem of `uri`, written the way `uri` is: with its scheme and query."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in {"file", "package"}:
+        return path
+    query = rest.partition("?")[2]
+    return f"{scheme}://{path}" + (f"?{query}" if query else "")
+
+
+def _counts(skipped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))

@@ -1,0 +1,53 @@
+"""The two ways input can be wrong: what the user asked for, and what a file turns out to hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Why an input, or a clip of it, gave no row.
+Reason = Literal[
+    "unreadable",  # missing, no permission, not a media file
+    "no_video",  # opens, but holds no picture stream that can be decoded
+    "corrupt",  # breaks in mid-decode
+    "too_short",  # fewer frames than the sampling asks for, and the end policy is "drop"
+    "too_large",  # over a limit
+    "crashed",  # took its decoder process down, every time
+    "model_error",  # the model's output for it is not finite
+]
+
+
+class SpecError(ValueError):
+    """A request that cannot be met. Its text is one line: the field, its value, and the way out."""
+
+    def __init__(self, field: str, value: object, problem: str):
+        super().__init__(f"{field} = {value!r}: {problem}")
+
+
+class SpecErrors(SpecError):
+    """Several of them at once, a line each."""
+
+    def __init__(self, lines: list[str]):
+        ValueError.__init__(self, "\n".join(lines))
+
+
+class MediaError(Exception):
+    """An input, or a part of it, that gives no clips; becomes a row in `failures`."""
+
+    def __init__(self, reason: Reason, message: str, position_seconds: float | None = None):
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.position_seconds = position_seconds
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One row of `failures` (contract C7): what was lost, where, and why."""
+
+    uri: str
+    stage: Literal["open", "decode", "embed"]
+    reason: Reason
+    message: str
+    position_seconds: float | None = None
+    clip: int | None = None
+    attempts: int = 1

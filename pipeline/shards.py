@@ -1,0 +1,285 @@
+"""Shards: uncompressed Arrow IPC files of tubes, one row per view (contract C5).
+
+Any pyarrow opens one. `ShardReader` maps it and hands out the tubes of any plan that it contains, uncopied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipeline.cut import cut
+from pipeline.errors import Failure, SpecError
+from pipeline.plan import Plan
+from pipeline.sampling import Sampling
+from pipeline.storage import Location, locate
+from pipeline.video import Pixels
+
+FORMAT_VERSION = 1
+# Rows of a record batch. Uncompressed, its size hardly matters to a reader; to a writer it is the memory.
+BATCH_ROWS = 64
+
+META = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("source_version", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("frame_pts", pa.list_(pa.int64())),
+        ("time_base", pa.string()),
+        ("padded_frames", pa.int32()),
+        ("crop", pa.list_(pa.int32())),  # top, left, height, width in pixels of the stored picture
+        ("view_index", pa.int32()),
+        ("labels", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+    ]
+)
+FAILURES = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("position_seconds", pa.float64()),
+        ("clip", pa.int64()),
+        ("attempts", pa.int32()),
+        ("unit", pa.int64()),
+    ]
+)
+CARRIED = ("labels", "caption", "split", "group")
+
+
+def shard_schema(plan: Plan, sampling: Sampling, extra: Sequence[pa.Field] = ()) -> pa.Schema:
+    """The schema of a shard set: META, the caller's own columns, one tensor column per tube."""
+    taken = {*META.names, *(field.name for field in extra)}
+    for tube in plan.tubes:
+        if tube.name in taken:
+            raise SpecError("input.path", tube.name, "a column of the input has a tube's name; rename it")
+    tubes = [pa.field(t.name, pa.fixed_shape_tensor(pa.uint8(), t.shape), nullable=False) for t in plan.tubes]
+    metadata = {
+        "tubelet.format": str(FORMAT_VERSION),
+        "tubelet.plan": plan.model_dump_json(),
+        "tubelet.digest": plan.digest,
+        "tubelet.sampling": sampling.model_dump_json(),
+    }
+    return pa.schema([*META, *extra, *tubes], metadata=metadata)
+
+
+def meta_fields(schema: pa.Schema) -> list[pa.Field]:
+    """The columns of a shard that are not pixels."""
+    return [field for field in schema if not isinstance(field.type, pa.FixedShapeTensorType)]
+
+
+class Rows:
+    """Collects views and gives them out as record batches; a tube is cut straight into its batch."""
+
+    def __init__(self, schema: pa.Schema, plan: Plan, batch_rows: int = BATCH_ROWS):
+        self._schema, self._plan, self._batch_rows = schema, plan, batch_rows
+        self._names = [field.name for field in meta_fields(schema)]
+        self.count = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._meta: list[dict[str, Any]] = []
+        self._tubes = {t.name: np.empty((self._batch_rows, *t.shape), np.uint8) for t in self._plan.tubes}
+
+    def add(self, item: dict[str, Any], source_version: str, pixels: Pixels, crops: int) -> pa.RecordBatch | None:
+        """Add one view of an input; gives a batch whenever one is full."""
+        row = len(self._meta)
+        cut(pixels.frames, self._plan, {name: tube[row] for name, tube in self._tubes.items()})
+        self._meta.append(_meta(item, source_version, pixels, crops))
+        self.count += 1
+        return self.flush() if len(self._meta) == self._batch_rows else None
+
+    def flush(self) -> pa.RecordBatch | None:
+        """What has been added since the last batch, if anything."""
+        if not self._meta:
+            return None
+        rows = len(self._meta)
+        arrays: list[pa.Array] = []
+        for field in self._schema:
+            if field.name in self._tubes:
+                arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(self._tubes[field.name][:rows]))
+            else:
+                arrays.append(pa.array([meta.get(field.name) for meta in self._meta], field.type))
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self._start()
+        return batch
+
+
+def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, crops: int) -> dict[str, Any]:
+    view = pixels.clip.index * crops + pixels.crop_index
+    span = ""
+    if item["start_seconds"] is not None or item["end_seconds"] is not None:
+        span = f"@{item['start_seconds'] or 0:g}-{'' if item['end_seconds'] is None else item['end_seconds']}"
+    return {
+        **{k: v for k, v in item.items() if k not in ("first_clip", "stop_clip")},
+        # Unique in a corpus and the same in every run: who, which frames, which view of them.
+        "clip_id": f"{item['uri']}{span}#{pixels.pts.min()}-{pixels.pts.max()}/{view}",
+        "source_version": source_version,
+        "start_seconds": pixels.start_seconds,
+        "end_seconds": pixels.end_seconds,
+        "frame_pts": pixels.pts,
+        "time_base": str(Fraction(pixels.time_base)),
+        "padded_frames": pixels.clip.padded_frames,
+        "crop": list(pixels.crop),
+        "view_index": view,
+    }
+
+
+def failure_table(failures: Sequence[Failure], unit: int) -> pa.Table:
+    rows = [{**asdict(failure), "unit": unit} for failure in failures]
+    return pa.Table.from_pylist(rows, schema=FAILURES)
+
+
+def tube_values(batch: pa.RecordBatch, name: str) -> pa.UInt8Array:
+    """A tube column's pixels as one flat Arrow array, uncopied."""
+    values = batch.column(name).storage.flatten()
+    assert isinstance(values, pa.UInt8Array)
+    return values
+
+
+def tube_arrays(batch: pa.RecordBatch, plan: Plan) -> dict[str, np.ndarray]:
+    """The tubes of a batch that was cut by `plan`: {name: read-only uint8 (rows, *tube.shape)}, uncopied."""
+    return {
+        t.name: tube_values(batch, t.name).to_numpy(zero_copy_only=True).reshape(-1, *t.shape) for t in plan.tubes
+    }
+
+
+def schema_plan(schema: pa.Schema, name: str = "shard") -> tuple[Plan, Sampling]:
+    """The plan and the sampling that a shard was cut by."""
+    metadata = schema.metadata or {}
+    if b"tubelet.plan" not in metadata:
+        raise SpecError("input.shards", name, "not a shard: its schema holds no plan")
+    version = metadata.get(b"tubelet.format", b"?").decode()
+    if version != str(FORMAT_VERSION):
+        raise SpecError("input.shards", name, f"is of format {version}; this version reads {FORMAT_VERSION}")
+    try:
+        plan = Plan.model_validate_json(metadata[b"tubelet.plan"])
+        sampling = Sampling.model_validate_json(metadata[b"tubelet.sampling"])
+    except (ValidationError, KeyError) as error:
+        raise SpecError("input.shards", name, f"its plan cannot be read: {error}") from None
+    if plan.digest != metadata[b"tubelet.digest"].decode():
+        raise SpecError("input.shards", name, "its plan does not match its digest; write it again")
+    return plan, sampling
+
+
+class ShardReader:
+    """One shard, memory-mapped where it is local."""
+
+    def __init__(self, location: Location | str):
+        self.location = locate(location) if isinstance(location, str) else location
+        path, filesystem = self.location.path, self.location.filesystem
+        try:
+            source = pa.memory_map(path) if self.location.is_local else filesystem.open_input_file(path)
+            self._file = pa.ipc.open_file(source)
+        except (OSError, pa.ArrowException) as error:
+            raise SpecError("input.shards", path, f"cannot be opened as an Arrow file: {error}") from None
+        self.schema: pa.Schema = self._file.schema
+        self.plan, self.sampling = schema_plan(self.schema, path)
+        self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        yield from self._batches
+
+    def rows(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows [start, stop): a view where they lie in one record batch, else a copy."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        parts = []
+        while start < stop:
+            offset = start - int(self._starts[first])
+            size = min(stop - start, self._batches[first].num_rows - offset)
+            parts.append(self._batches[first].slice(offset, size))
+            start, first = start + size, first + 1
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+    def tubes(self, wanted: Plan, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+        """The tubes of another plan that this shard contains, for rows [start, stop).
+
+        Returns:
+            {tube name of `wanted`: read-only uint8 (rows, n_t, n_h, n_w, kT, kH, kW, 3)}, uncopied.
+
+        Raises:
+            SpecError: the shard does not hold them; both plans are shown.
+        """
+        require(self.plan, wanted, self.location.path)
+        batch = self.rows(start, len(self) if stop is None else stop)
+        return self.plan.take(tube_arrays(batch, self.plan), wanted)
+
+
+def require(held: Plan, wanted: Plan, name: str) -> None:
+    """Refuse shards that lack a tube of the plan that is wanted."""
+    if not held.contains(wanted):
+        raise SpecError(
+            "input.shards", name, f"holds plan {held}, but the model wants {wanted}; cut shards for this model"
+        )
+
+
+class ShardSet:
+    """All shards of a folder, in order of their names, as one list of rows with one schema."""
+
+    def __init__(self, shards: Sequence[ShardReader]):
+        self.shards = list(shards)
+        self.schema = self.shards[0].schema
+        self.plan, self.sampling = self.shards[0].plan, self.shards[0].sampling
+        for shard in self.shards:
+            if not shard.schema.equals(self.schema, check_metadata=True):
+                name = shard.location.path
+                raise SpecError("input.shards", name, "differs in its schema from the others of its folder")
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """One row: its metadata, and {tube name: uint8 array} under "tubes"."""
+        for shard in self.shards:
+            if row < len(shard):
+                batch = shard.rows(row, row + 1)
+                names = [field.name for field in meta_fields(self.schema)]
+                tubes = tube_arrays(batch, self.plan)
+                return {**batch.select(names).to_pylist()[0], "tubes": {k: v[0] for k, v in tubes.items()}}
+            row -= len(shard)
+        raise IndexError(row)
+
+
+def open_dataset(folder: str) -> ShardSet:
+    """Open a shard set: a folder of .arrow files, or a run's output folder with one media in it."""
+    place = locate(folder, "input.shards")
+    found = shard_files(place)
+    if len(found) > 1:
+        raise SpecError("input.shards", folder, f"holds several sets: {', '.join(found)}; open {folder}/shards/{min(found)}")
+    return ShardSet([ShardReader(location) for location in next(iter(found.values()))])
+
+
+def shard_files(place: Location) -> dict[str, list[Location]]:
+    """The shards of a folder by set: of one set's own folder, or of a run's output folder.
+
+    A run's manifest is followed, so that files of an interrupted run are not taken for its output.
+    """
+    manifest = place / "manifest.json"
+    if manifest.exists():
+        sets: dict[str, list[Location]] = {}
+        for file in json.loads(manifest.read_bytes())["files"]:
+            if file["path"].endswith(".arrow"):
+                sets.setdefault(file["path"].split("/")[-2], []).append(place / file["path"])
+    else:
+        files = [place / name for i in place.files() if (name := i.base_name).endswith(".arrow")]
+        sets = {place.path.rpartition("/")[2]: files} if files else {}
+    if not sets:
+        hint = " (has its run finished?)" if (place / "shards").exists() and not manifest.exists() else ""
+        raise SpecError("input.shards", place.path, f"no shards in it{hint}")
+    return {name: sorted(files, key=lambda f: f.path) for name, files in sorted(sets.items())}

@@ -1,0 +1,236 @@
+"""The job as Ray Data sees it: a frozen plan of units, through pools of actors, to receipts (contract C9)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipeline.attempts import Attempts
+from pipeline.commits import File, Receipt, Run
+from pipeline.corpus import Media, open_input
+from pipeline.errors import Failure, MediaError
+from pipeline.plan import Plan
+from pipeline.sampling import Sampling
+from pipeline.shards import Rows, shard_schema
+from pipeline.storage import Location, atomic_file, version
+from pipeline.video import Lost, probe, read_clips
+
+# A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
+DECODED = pa.schema(
+    [
+        ("receipt", pa.string()),
+        ("media", pa.string()),
+        ("views", pa.large_binary()),
+        ("failures", pa.string()),
+    ]
+)
+RECEIPT = pa.schema([("receipt", pa.string())])
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A stage: a class to construct on each actor, and what an actor holds."""
+
+    stage: type
+    arguments: tuple[Any, ...]
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+
+
+def run_pools(plan: Location, pools: Sequence[Pool], object_store_bytes: int | None) -> Iterator[Receipt]:
+    """Send every unit of a frozen plan through the pools; yield its receipt when it is committed."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0
+    # With Ray's own ratio a producer that waits for room can hang when a node is lost; the limit below
+    # and one unit a task bound memory instead.
+    context.downstream_capacity_backpressure_ratio = None
+    if object_store_bytes is not None:
+        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+            object_store_memory=object_store_bytes
+        )
+    units = ray.data.read_parquet(plan.path, filesystem=plan.filesystem)
+    units = units.repartition(target_num_rows_per_block=1)
+    for pool in pools:
+        units = units.map_batches(
+            pool.stage,
+            fn_constructor_args=pool.arguments,
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+        )
+    for batch in units.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for text in batch["receipt"].to_pylist():
+            yield Receipt.from_json(text)
+
+
+def probe_durations(root: str, inputs: pa.Table) -> list[float | None]:
+    """Seconds of each input by its header, None where it cannot be read: read on all nodes, in order."""
+    rows = pa.table({"row": pa.array(range(inputs.num_rows)), "uri": inputs["uri"]})
+    probed = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=64)
+    probed = probed.map_batches(_probe_batch, fn_args=(root,), batch_size=64, batch_format="pyarrow")
+    seconds: list[float | None] = [None] * inputs.num_rows
+    for batch in probed.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row, value in zip(batch["row"].to_pylist(), batch["seconds"].to_pylist(), strict=True):
+            seconds[row] = value
+    return seconds
+
+
+def _probe_batch(rows: pa.Table, root: str) -> pa.Table:
+    seconds = [probe_seconds(root, uri) for uri in rows["uri"].to_pylist()]
+    return pa.table({"row": rows["row"], "seconds": pa.array(seconds, pa.float64())})
+
+
+def probe_seconds(root: str, uri: str) -> float | None:
+    try:
+        return probe(open_input(root, uri)).duration_seconds
+    except MediaError:
+        return None
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """All that decoding needs to know of a job."""
+
+    root: str
+    sampling: Sampling
+    plans: dict[Media, Plan]
+    extra: tuple[pa.Field, ...]
+    attempts: int
+    batch_rows: int
+
+    def schema(self, media: Media) -> pa.Schema:
+        return shard_schema(self.plans[media], self.sampling, self.extra)
+
+    def _clips(self, media: Media) -> Sampling:
+        """An image is a clip of one frame."""
+        if media == "video":
+            return self.sampling
+        still = {"frames": 1, "stride": 1, "fps": None, "clips": 1, "every_seconds": None, "end": "repeat"}
+        return self.sampling.model_copy(update=still)
+
+    def unit(
+        self,
+        row: dict[str, Any],
+        attempts: Attempts,
+        receipt: Receipt,
+        failures: list[Failure],
+    ) -> Iterator[pa.RecordBatch]:
+        """Decode and cut a unit: batches of views in plan order; what is lost goes to `failures`."""
+        media: Media = row["media"]
+        plan, sampling = self.plans[media], self._clips(media)
+        rows = Rows(self.schema(media), plan, self.batch_rows)
+        for number, item in enumerate(row["items"]):
+            receipt.inputs += item["first_clip"] == 0  # of a split video only the first part counts
+            uri = item["uri"]
+            deaths = attempts.deaths_of(number)
+            if deaths >= self.attempts:
+                message = f"its decoder process died {deaths} times"
+                failures.append(Failure(uri, "decode", "crashed", message, attempts=deaths))
+                continue
+            attempts.note(number)
+            begun = time.perf_counter()
+            try:
+                for batch in self._input(item, plan, sampling, rows, failures):
+                    receipt.decode_seconds += time.perf_counter() - begun
+                    yield batch
+                    begun = time.perf_counter()
+            except MediaError as error:
+                stage = "open" if error.reason == "unreadable" else "decode"
+                failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
+            receipt.decode_seconds += time.perf_counter() - begun
+        if (batch := rows.flush()) is not None:
+            yield batch
+        receipt.clips = rows.count
+
+    def _input(
+        self, item: dict[str, Any], plan: Plan, sampling: Sampling, rows: Rows, failures: list[Failure]
+    ) -> Iterator[pa.RecordBatch]:
+        place = open_input(self.root, item["uri"])
+        source_version = version(place.info())
+        span = (item["start_seconds"], item["end_seconds"])
+        for view in read_clips(place, sampling, plan, span, (item["first_clip"], item["stop_clip"])):
+            if isinstance(view, Lost):
+                error = view.error
+                failures.append(
+                    Failure(item["uri"], "decode", error.reason, str(error), error.position_seconds, view.clip)
+                )
+            elif (batch := rows.add(item, source_version, view, sampling.crops)) is not None:
+                yield batch
+
+
+class Decode:
+    """Stage: a unit's inputs -> its views, for a next stage to commit."""
+
+    def __init__(self, run: Run, cutting: Cutting, session: str):
+        self._run, self._cutting, self._session = run, cutting, session
+
+    def __call__(self, units: pa.Table) -> pa.Table:
+        row = units.to_pylist()[0]
+        receipt, failures = Receipt(row["unit"]), []
+        attempts = Attempts(self._run, row["unit"], self._session).begin()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self._cutting.schema(row["media"])) as writer:
+            for batch in self._cutting.unit(row, attempts, receipt, failures):
+                writer.write_batch(batch)
+        attempts.end()
+        views = sink.getvalue()
+        ends = pa.array([0, views.size], pa.int64()).buffers()[1]
+        return pa.table(
+            [
+                pa.array([receipt.to_json()]),
+                pa.array([row["media"]]),
+                pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, views]),
+                pa.array([json.dumps([asdict(failure) for failure in failures])]),
+            ],
+            schema=DECODED,
+        )
+
+
+class Shard:
+    """Stage: a unit's inputs -> one committed shard."""
+
+    def __init__(self, run: Run, cutting: Cutting, session: str):
+        self._run, self._cutting, self._session = run, cutting, session
+
+    def __call__(self, units: pa.Table) -> pa.Table:
+        row = units.to_pylist()[0]
+        receipt, failures = Receipt(row["unit"]), []
+        attempts = Attempts(self._run, row["unit"], self._session).begin()
+        path = f"shards/{row['media']}/{self._run.name(row['unit'])}.arrow"
+        schema = self._cutting.schema(row["media"])
+        batches = self._cutting.unit(row, attempts, receipt, failures)
+        first = next(batches, None)
+        if first is not None:
+            with atomic_file(self._run.place / path) as sink:
+                with pa.ipc.new_file(sink, schema) as writer:
+                    writer.write_batch(first)
+                    for batch in batches:
+                        writer.write_batch(batch)
+            written = sink.done()
+            receipt.files.append(File(path, receipt.clips, written.size_bytes, written.sha256))
+        self._run.commit(receipt, failures)
+        attempts.end()
+        return pa.table([[receipt.to_json()]], schema=RECEIPT)
+
+
+def unpack(decoded: pa.Table) -> tuple[Receipt, Media, Sequence[pa.RecordBatch], list[Failure]]:
+    """What `Decode` sent: the views are mapped from the object store, not copied."""
+    receipt = Receipt.from_json(decoded["receipt"][0].as_py())
+    views = decoded["views"].chunk(0)[0].as_buffer()
+    with pa.ipc.open_stream(views) as reader:
+        batches = list(reader)
+    failures = [Failure(**failure) for failure in json.loads(decoded["failures"][0].as_py())]
+    return receipt, decoded["media"][0].as_py(), batches, failures

@@ -1,0 +1,161 @@
+"""Is everything that a run claims there, once, and unharmed? Reads the folder; changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.commits import File, Receipt
+from pipeline.errors import SpecError
+from pipeline.storage import Location, locate
+
+OUTPUTS = ("shards", "embeddings", "failures", "units")
+READ_BYTES = 8 << 20
+
+
+@dataclass
+class Verdict:
+    """What was counted, and a line for each thing that is wrong: what, where, and what to do."""
+
+    units: int = 0
+    rows: int = 0
+    failures: int = 0
+    files: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(folder: str) -> Verdict:
+    """Check a run's output folder against its plan, its commit records and its manifest.
+
+    Raises:
+        SpecError: the folder is not a run's output.
+    """
+    place = locate(folder, "DIR")
+    if not (place / "plan.parquet").exists():
+        raise SpecError("DIR", folder, "not a run's output folder: there is no plan.parquet in it")
+    verdict = Verdict()
+    say = verdict.problems.append
+    receipts = _receipts(place, say)
+    verdict.units = len(receipts)
+    with place.filesystem.open_input_file((place / "plan.parquet").path) as file:
+        planned = set(pq.read_table(file, columns=["unit"])["unit"].to_pylist())
+    if missing := planned - receipts.keys():
+        say(f"{len(missing)} of {len(planned)} units are not committed (unit {min(missing)} first): run it again")
+    if strange := receipts.keys() - planned:
+        say(f"commits/: unit {min(strange)} is not in the plan: delete its record and files")
+    recorded = {file.path: file for receipt in receipts.values() for file in receipt.files}
+    files, published = recorded, False
+    if (place / "manifest.json").exists():
+        try:
+            manifest = json.loads((place / "manifest.json").read_bytes())
+            files = {file["path"]: File(**file) for file in manifest["files"]}
+            published = True
+        except (json.JSONDecodeError, KeyError, TypeError):
+            say("manifest.json cannot be read: delete it and run the job again, which builds it anew")
+        else:
+            _count(manifest, receipts, files, say)
+    elif not missing:
+        say("there is no manifest.json: run the job again, which builds it")
+    clip_ids: list[pa.ChunkedArray] = []
+    for file in files.values():
+        ids = _check(place, file, say)
+        if ids is not None:
+            clip_ids.append(ids)
+            verdict.rows += len(ids)
+        elif file.path.startswith("failures/"):
+            verdict.failures += file.rows
+    verdict.files = len(files)
+    _doubled(clip_ids, say)
+    # Unit files that were joined into parts may still lie there after a kill; a rerun removes them.
+    expected = files.keys() | (recorded.keys() if published else set())
+    for name in OUTPUTS:
+        for info in (place / name).files(recursive=True):
+            path = info.path.removeprefix(f"{place.path}/")
+            if path not in expected:
+                say(f"{path}: no commit record knows this file: delete it")
+    return verdict
+
+
+def _receipts(place: Location, say) -> dict[int, Receipt]:
+    receipts: dict[int, Receipt] = {}
+    for info in (place / "commits").files():
+        name = f"commits/{info.base_name}"
+        if not info.base_name.endswith(".json"):
+            say(f"{name}: left by a run that was killed: delete it")
+            continue
+        try:
+            receipt = Receipt.from_json(Location(place.filesystem, info.path).read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
+            say(f"{name}: cannot be read: delete it and run the job again, which does this unit again")
+            continue
+        if receipt.unit in receipts:
+            say(f"{name}: unit {receipt.unit} is committed twice: delete one record and its files")
+        elif not info.base_name.startswith(f"{receipt.unit:08d}-"):
+            say(f"{name}: is the record of unit {receipt.unit}: delete it and run the job again")
+        receipts[receipt.unit] = receipt
+    return receipts
+
+
+def _count(manifest: dict, receipts: dict[int, Receipt], files: dict[str, File], say) -> None:
+    """The manifest must count what the commit records count."""
+    rows = sum(receipt.clips for receipt in receipts.values())
+    listed = sum(file.rows for file in files.values() if not file.path.startswith("failures/"))
+    for what, counted, claimed in (
+        ("units", len(receipts), manifest["units"]),
+        ("rows", rows, manifest["rows"]),
+        ("rows in its files", rows, listed),
+        ("failures", sum(receipt.failures for receipt in receipts.values()), manifest["failures"]),
+    ):
+        if counted != claimed:
+            say(f"manifest.json: says {claimed} {what}, the commit records {counted}: delete it, run the job again")
+
+
+def _check(place: Location, file: File, say) -> pa.ChunkedArray | None:
+    """Compare a file with its record; its clip ids, unless it holds failures or cannot be read."""
+    target = place / file.path
+    advice = "delete it and its unit's record in commits/, and run the job again"
+    if file.path.startswith("embeddings/"):
+        advice = "delete embeddings/, commits/ and manifest.json, and run the job again"
+    if not target.exists():
+        say(f"{file.path}: is missing: {advice}")
+        return None
+    digest = hashlib.sha256()
+    size = 0
+    with target.filesystem.open_input_stream(target.path) as stream:
+        while chunk := stream.read(READ_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    if size != file.bytes:
+        say(f"{file.path}: has {size} bytes, but {file.bytes} were written: {advice}")
+        return None
+    if digest.hexdigest() != file.sha256:
+        say(f"{file.path}: its checksum has changed since it was written: {advice}")
+        return None
+    if file.path.startswith("failures/"):
+        return None
+    with target.filesystem.open_input_file(target.path) as source:
+        if file.path.endswith(".parquet"):
+            ids = pq.read_table(source, columns=["clip_id"])["clip_id"]
+        else:
+            reader = pa.ipc.open_file(source)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            ids = pa.chunked_array([batch["clip_id"] for batch in batches], pa.string())
+    if len(ids) != file.rows:
+        say(f"{file.path}: holds {len(ids)} rows, but its record says {file.rows}: {advice}")
+    return ids
+
+
+def _doubled(clip_ids: list[pa.ChunkedArray], say) -> None:
+    if not clip_ids:
+        return
+    every = pa.chunked_array([chunk for ids in clip_ids for chunk in ids.chunks], pa.string())
+    if len(pc.unique(every)) == len(every):
+        return
+    (name, count), *_ = Counter(every.to_pylist()).most_common(1)
+    say(f"clip {name} is there {count} times, in {len(every)} rows: report this, it must not happen")

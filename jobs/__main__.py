@@ -7,13 +7,16 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.spec import EmbedSpec, ShardSpec
 
 app = typer.Typer(
     help="Streaming video analytics on sparse tubes: shard, embed and verify video corpora, on Ray.",
@@ -31,7 +34,7 @@ Overrides = Annotated[
 Output = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Same as --set output.path=DIR.")]
 
 
-def _load(spec: Path, overrides: list[str] | None, output: str | None):
+def _load(spec: Path, overrides: list[str] | None, output: str | None) -> ShardSpec | EmbedSpec:
     from jobs.spec import load
 
     changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])
@@ -84,7 +87,7 @@ def models(
     if as_json:
         print(json.dumps([asdict(summary) for summary in found], indent=1))
         return
-    caption = "a view of 32 x 224 x 224 px; a multiply-add counts as two operations; `tubelet models NAME` says more"
+    caption = "views of 32 x 224 x 224 px; a multiply-add is two operations; more: tubelet models NAME"
     table = Table(caption=caption if name is None else None, caption_justify="left")
     table.add_column("model", no_wrap=True)
     for column in ("tokens", "params", "trained", "GFLOPs", "KB/clip", "dim"):

@@ -45,14 +45,19 @@ def connected(address: str | None) -> Iterator[Room]:
     if mine:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
+            # Of this Ray's own C++ log only what is fatal: it goes to the terminal, whatever the level above.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Ray's own small tasks need a place beside actors that hold every core.
-            ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+            with _muted():
+                ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
         else:
             try:
                 ray.init(address, **quiet)
             except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         total = ray.cluster_resources()
         nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
@@ -60,6 +65,19 @@ def connected(address: str | None) -> Iterator[Room]:
     finally:
         if mine:
             ray.shutdown()
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Drop what native code writes to the terminal: Ray announces even that its log level was set."""
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def cores() -> int:

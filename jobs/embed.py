@@ -16,7 +16,7 @@ from jobs.spec import EmbedSpec, Model, media_plans
 from models.registry import preset
 from pipeline.commits import Receipt, Run
 from pipeline.corpus import Media
-from pipeline.errors import Failure, SpecError, SpecErrors
+from pipeline.errors import Failure, SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_files
@@ -47,7 +47,7 @@ class Encoder:
         try:
             models.check(self.model.name, **self.arguments())
         except (ValueError, OSError) as error:
-            raise SpecErrors([str(error)]) from None
+            raise SpecListError([str(error)]) from None
 
     def warnings(self) -> list[str]:
         """What a user must know of weights that mean nothing."""
@@ -58,8 +58,8 @@ class Encoder:
         lines = []
         if family != "tubevit" and (self.model.clip is None or self.model.clip.pretrained is None):
             lines.append(
-                f"WARNING: the CLIP tower is randomly initialised (seed {seed}), its embeddings mean nothing: "
-                "set model.clip.pretrained to an open_clip tag or a local checkpoint"
+                f"WARNING: the CLIP tower is randomly initialised (seed {seed}), its embeddings mean "
+                "nothing: set model.clip.pretrained to an open_clip tag or a local checkpoint"
             )
         if family == "tubevit":
             lines.append(
@@ -77,7 +77,7 @@ class Encoder:
 class Embed:
     """Stage: decoded units, or ranges of shards -> committed embeddings.
 
-    A batch is formed inside its unit, in plan order, so what a view is embedded with does not depend on timing.
+    A batch is formed inside its unit, in plan order, so a view's neighbours do not depend on timing.
     """
 
     def __init__(self, run: Run, encoder: Encoder, threads: int, root: str):
@@ -98,6 +98,7 @@ class Embed:
             self._plans["image"] = image_plan
 
     def __call__(self, units: pa.Table) -> pa.Table:
+        batches: Iterable[pa.RecordBatch]
         if "views" in units.column_names:
             receipt, media, batches, failures = unpack(units)
         else:
@@ -174,7 +175,7 @@ def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
 
 def freeze_shards(root: str, sets: dict[Media, ShardSet], unit_bytes: int) -> pa.Table:
     """Units of consecutive shard rows, of about `unit_bytes` each; a unit lies in one shard."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     folder = locate(root, "input.shards").path
     for media, shards in sorted(sets.items(), reverse=True):
         most = max(1, unit_bytes // shards.plan.bytes_per_clip)

@@ -16,7 +16,7 @@ from jobs.embed import freeze_shards, open_shards
 from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load, media_plans
 from pipeline.commits import Run
 from pipeline.corpus import KNOWN, Corpus, Media, freeze, read_corpus
-from pipeline.errors import SpecError, SpecErrors
+from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardSet, shard_schema
@@ -126,18 +126,22 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> Frozen | None:
         ours = {".lock", PLAN}
         strangers = [i.base_name for i in place.files() if i.base_name not in ours and i.base_name[0] != "."]
         if strangers:
-            raise SpecError("output.path", run.uri, f"holds other files ({strangers[0]}); choose a new folder")
+            raise SpecError(
+                "output.path", run.uri, f"holds other files ({strangers[0]}); choose a new folder"
+            )
         return None
     old = load(yaml.safe_load((place / SPEC).read_bytes()))
     changed = list(difference(old.identity(), spec.identity()))
     if changed:
         lines = [f"output.path = {run.uri!r}: belongs to another spec; choose a new folder, or undo:"]
-        raise SpecErrors(lines + [f"  {line}" for line in changed])
+        raise SpecListError(lines + [f"  {line}" for line in changed])
     with place.filesystem.open_input_file((place / PLAN).path) as file:
         units = pq.read_table(file)
     values = json.loads(units.schema.metadata[METADATA])
     if values["fingerprint"] != run.fingerprint:
-        raise SpecError("output.path", run.uri, "was written with other weights, or by another version of the plan")
+        raise SpecError(
+            "output.path", run.uri, "was written with other weights, or by another version of the plan"
+        )
     plans = {media: Plan.model_validate_json(json.dumps(plan)) for media, plan in values["plans"].items()}
     sampling = Sampling.model_validate_json(json.dumps(values["sampling"]))
     return Frozen(units.replace_schema_metadata(None), values["root"], values["inputs"], sampling, plans)
@@ -172,4 +176,4 @@ def _weights(spec: EmbedSpec) -> str:
     try:
         return weights.identity(spec.model.name, clip=spec.model.clip, checkpoint=spec.model.checkpoint)
     except (ValueError, OSError) as error:
-        raise SpecErrors([str(error)]) from None
+        raise SpecListError([str(error)]) from None

@@ -49,7 +49,8 @@ class Report:
         table = Table(show_header=False, title=f"{self.kind}: {self.model or 'shards'}", title_justify="left")
         rows = {
             "videos and images": f"{self.inputs:,}",
-            "clips": f"{self.clips:,}" + ("" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"),
+            "clips": f"{self.clips:,}"
+            + ("" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"),
             "failures": f"{self.failures:,} of {self.failed_inputs:,} inputs{self._reasons()}",
             "clips/s": f"{self.clips_per_second:.2f} over {self.wall_seconds:.1f} s",
             "decode": f"{self.decode_seconds:.1f} s of workers' time",

@@ -55,12 +55,15 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress) -> Report:
     return report
 
 
-def _encoder(spec: ShardSpec | EmbedSpec, plan: Frozen | None, source: frozen.Source | None) -> Encoder | None:
+def _encoder(
+    spec: ShardSpec | EmbedSpec, plan: Frozen | None, source: frozen.Source | None
+) -> Encoder | None:
     if isinstance(spec, ShardSpec):
         return None
     sampling = spec.sampling or (plan.sampling if plan is not None else None)
     if sampling is None:
-        assert source is not None and source.shards is not None
+        assert source is not None
+        assert source.shards is not None
         sampling = next(iter(source.shards.values())).sampling
     encoder = Encoder(spec.model, sampling)
     encoder.check()
@@ -92,9 +95,7 @@ def _pools(
     return embed.pools(spec, run, encoder, cutting, session, room)
 
 
-def _work(
-    run: Run, plan: Frozen, spec: ShardSpec | EmbedSpec, pools: list[Pool], progress: Progress
-) -> int:
+def _work(run: Run, plan: Frozen, spec: ShardSpec | EmbedSpec, pools: list[Pool], progress: Progress) -> int:
     """Run the units that are not committed; returns how many clips they gave."""
     total, done = plan.units.num_rows, len(run.committed())
     allowed = spec.failure.max_failed_fraction * plan.inputs

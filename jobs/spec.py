@@ -25,7 +25,7 @@ from pydantic import (
 import models
 from models import ClipConfig
 from pipeline.corpus import Media
-from pipeline.errors import SpecError, SpecErrors
+from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
 
@@ -61,7 +61,7 @@ class Architecture(Frozen):
                 self.name, frames=sampling.frames, size=size, filter=sampling.filter, clip=self.clip
             )
         except ValueError as error:
-            raise SpecErrors([str(error)]) from None
+            raise SpecListError([str(error)]) from None
 
 
 class Model(Architecture):
@@ -207,7 +207,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()
         # By way of JSON, because strict mode takes a JSON list for a tuple, but not a Python one.
         return _SPEC.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise SpecErrors(list(_lines(error))) from None
+        raise SpecListError(list(_lines(error))) from None
 
 
 def schema() -> dict[str, Any]:

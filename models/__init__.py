@@ -55,7 +55,8 @@ def create(
 
     `adapter_layers`: the CLIP blocks that a gated model's adapters stand before. `checkpoint`: a folder
     written by `models.weights.save`; then `num_classes` left at None is the checkpoint's, a head for
-    another number of classes starts afresh (logged), and all else must match.
+    another number of classes starts afresh (logged), and all else must match. CLIP's weights are in
+    it too, so `clip.pretrained` is not read.
     The caller's random state is left alone. ValueError or FileNotFoundError name what is wrong.
     """
     config = registry.resolve(name, frames, size, filter, clip, adapter_layers, num_classes)

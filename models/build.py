@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import clip_weights, plans, registry, weights
 from models.clip import Clip
-from models.config import ModelConfig, Summary
+from models.config import ClipConfig, ModelConfig, Summary
 from models.gated import Gated
 from models.model import Model
 from models.towers import tower
@@ -24,7 +24,7 @@ def build(config: ModelConfig) -> Model:
     plan = registry.plan(config)
     if config.clip is None:
         return TubeViT(plan, kind.dim, kind.layers, kind.heads, num_classes=config.num_classes)
-    image_tower = tower(config.clip.arch or "")
+    image_tower = tower(config.clip.arch)
     if config.adapter_layers is None:
         return Clip(plan, image_tower, num_classes=config.num_classes)
     canvas = plans.canvas(config.frames, config.size, config.filter)
@@ -41,15 +41,18 @@ def create(config: ModelConfig, *, checkpoint: str | Path | None, seed: int) -> 
     """See `models.create`."""
     if checkpoint is not None:
         config = weights.agree(config, checkpoint)
+    # CLIP's weights come first: what is wrong with them shows before a large model is initialised.
+    state = None
+    if checkpoint is None and config.clip is not None and config.clip.pretrained is not None:
+        state = clip_weights.state(config.clip)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(config)
     model.config = config
     if checkpoint is not None:
         weights.load(model, checkpoint)
-    elif config.clip is not None and config.clip.pretrained is not None:
-        state = clip_weights.state(config.clip)
-        weights.fit(_tower_state(model), state, f"model.clip.pretrained = {config.clip.pretrained!r}")
+    if state is not None and config.clip is not None:
+        _fit_clip(model, state, config.clip)
         _clip_of(model).load_state_dict(state, strict=False)
     return model.eval()
 
@@ -65,7 +68,7 @@ def check(config: ModelConfig, *, checkpoint: str | Path | None) -> None:
     elif config.clip is not None and config.clip.pretrained is not None:
         shapes = clip_weights.shapes(config.clip)
         if shapes is not None:
-            weights.fit(_tower_state(model), shapes, f"model.clip.pretrained = {config.clip.pretrained!r}")
+            _fit_clip(model, shapes, config.clip)
 
 
 def describe(config: ModelConfig) -> Summary:
@@ -94,7 +97,8 @@ def _clip_of(model: Model) -> Clip:
     return model if isinstance(model, Clip) else cast(Gated, model).clip
 
 
-def _tower_state(model: Model) -> dict[str, Tensor]:
-    """The keys that a CLIP checkpoint must fill."""
-    state = _clip_of(model).state_dict()
-    return {name: tensor for name, tensor in state.items() if not name.startswith(weights.HEAD)}
+def _fit_clip(model: Model, state: dict[str, Tensor], clip: ClipConfig) -> None:
+    """ValueError unless `state` fills the CLIP tower of `model` exactly; a head on it is not CLIP's."""
+    expected = _clip_of(model).state_dict()
+    own = {name: tensor for name, tensor in expected.items() if not name.startswith(weights.HEAD)}
+    weights.fit(own, state, f"model.clip.pretrained = {clip.pretrained!r}")

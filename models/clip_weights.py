@@ -55,7 +55,7 @@ def state(config: ClipConfig) -> dict[str, Tensor]:
     pixel statistics are converted to ours. ValueError or FileNotFoundError; never random weights instead.
     """
     check_source(config)
-    image_tower = _tower(config)
+    image_tower = tower(config.arch)
     found = _read(config) if _is_path(config) else _download(config)
     return renormalised(rename(found, image_tower, _source(config)), *_pixels(config))
 
@@ -65,7 +65,7 @@ def shapes(config: ClipConfig) -> dict[str, Tensor] | None:
     check_source(config)
     if not _is_path(config):
         return None
-    return rename(_read(config, meta=True), _tower(config), _source(config))
+    return rename(_read(config, meta=True), tower(config.arch), _source(config))
 
 
 def check_source(config: ClipConfig) -> None:
@@ -83,7 +83,7 @@ def check_source(config: ClipConfig) -> None:
             f"{_source(config)}: neither a file nor an open_clip tag of {config.arch}; "
             f"{suggest(config.pretrained or '', tags)}, or give a local file, or null for random weights"
         )
-    if tags[_clean(config.pretrained)].get("quick_gelu") and not _tower(config).quick_gelu:
+    if tags[_clean(config.pretrained)].get("quick_gelu") and not tower(config.arch).quick_gelu:
         raise ValueError(
             f"{_source(config)}: these weights were trained with QuickGELU; "
             f"set model.clip.arch to '{config.arch}-quickgelu'"
@@ -225,10 +225,6 @@ def _first_line(error: Exception) -> str:
 
 def _source(config: ClipConfig) -> str:
     return f"model.clip.pretrained = {config.pretrained!r}"
-
-
-def _tower(config: ClipConfig) -> Tower:
-    return tower(config.arch or "")
 
 
 def _kernel(image_tower: Tower) -> str:

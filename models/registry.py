@@ -73,7 +73,7 @@ def resolve(
     if kind.arch is not None:
         clip = clip or ClipConfig()
         clip = clip.model_copy(update={"arch": clip.arch or kind.arch})
-        depth = tower(clip.arch or "").layers
+        depth = tower(clip.arch).layers
         if kind.family == "gated":
             adapter_layers = _adapter_layers(adapter_layers, depth)
     return ModelConfig(
@@ -92,7 +92,7 @@ def plan(config: ModelConfig) -> Plan:
     canvas = plans.canvas(config.frames, config.size, config.filter)
     if config.clip is None:
         return plans.tubevit(canvas)
-    patch = tower(config.clip.arch or "").patch
+    patch = tower(config.clip.arch).patch
     if preset(config.name).family == "clip":
         return plans.clip(canvas, patch, config.clip.every)
     return plans.gated(canvas, patch, config.clip.every)

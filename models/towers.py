@@ -50,11 +50,13 @@ class Tower:
 
 
 @lru_cache
-def tower(arch: str) -> Tower:
+def tower(arch: str | None) -> Tower:
     """The tower named `arch`. ValueError if open_clip has none of that name, or one that is no plain ViT."""
     folder = _configs()
-    if arch not in {path.stem for path in folder.glob("*.json")}:
-        raise ValueError(f"model.clip.arch = {arch!r}: not an open_clip ViT; {suggest(arch, supported())}")
+    if arch is None or arch not in {path.stem for path in folder.glob("*.json")}:
+        raise ValueError(
+            f"model.clip.arch = {arch!r}: not an open_clip ViT; {suggest(arch or '', supported())}"
+        )
     config = _read(folder / f"{arch}.json")
     odd = _oddities(config)
     if odd:

@@ -61,9 +61,9 @@ def stored_config(folder: str | Path) -> ModelConfig:
 
 
 def agree(config: ModelConfig, folder: str | Path) -> ModelConfig:
-    """`config`, with the checkpoint's `num_classes` if it has none. ValueError if their structures differ.
+    """`config`, with the checkpoint's CLIP weights and, if it has none, its `num_classes`.
 
-    Frames, size, filter and key frames may differ: no weight depends on them.
+    ValueError if their structures differ. Frames, size, filter and key frames may: no weight depends on them.
     """
     stored = stored_config(folder)
     for field, wanted, held in (
@@ -73,8 +73,11 @@ def agree(config: ModelConfig, folder: str | Path) -> ModelConfig:
     ):
         if wanted != held:
             raise ValueError(f"model.{field} = {wanted!r}: checkpoint {str(folder)!r} was made with {held!r}")
+    if config.clip is not None and stored.clip is not None:
+        clip = config.clip.model_copy(update={"pretrained": stored.clip.pretrained})
+        config = config.model_copy(update={"clip": clip})
     if config.num_classes is None:
-        return config.model_copy(update={"num_classes": stored.num_classes})
+        config = config.model_copy(update={"num_classes": stored.num_classes})
     return config
 
 

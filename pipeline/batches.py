@@ -17,6 +17,7 @@ def to_torch(batch: pa.RecordBatch, held: Plan, wanted: Plan | None = None) -> d
         the shard's file where there is one. Never write into them.
     """
     tensors = {
-        tube.name: torch.from_dlpack(tube_values(batch, tube.name)).view(-1, *tube.shape) for tube in held.tubes
+        tube.name: torch.from_dlpack(tube_values(batch, tube.name)).view(-1, *tube.shape)
+        for tube in held.tubes
     }
     return tensors if wanted is None else held.take(tensors, wanted)

@@ -140,7 +140,7 @@ def parts(files: Sequence[File], part_bytes: int = PART_BYTES) -> list[list[File
 
 
 def compact(run: Run, index: int, files: Sequence[File]) -> File:
-    """Join Parquet files into one part of `embeddings/`, in their order. Doing it again gives the same file."""
+    """Join Parquet files, in their order, into one part of `embeddings/`; again gives the same file."""
     path = f"embeddings/part-{index:05d}-{run.fingerprint}.parquet"
     rows = 0
     with atomic_file(run.place / path) as sink:
@@ -178,7 +178,9 @@ def only_writer(run_uri: str) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise SpecError("output.path", run_uri, "another run is writing to it; wait for it or choose another") from None
+        raise SpecError(
+            "output.path", run_uri, "another run is writing to it; wait for it or choose another"
+        ) from None
     try:
         yield
     finally:

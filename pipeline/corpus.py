@@ -1,4 +1,4 @@
-"""Inputs (folder, glob, list, table) -> a frozen list of work units. What happens next follows from it alone."""
+"""Inputs (folder, glob, list, table) -> a frozen list of work units, which all else follows from."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
         start = locate(root).path if root else os.path.commonpath([folder for folder, _ in listed])
         base = root or _like(paths[0], start)
         files = dict.fromkeys(file for _, found in listed for file in found)
-        inputs = pa.table({"uri": pa.array([f.removeprefix(f"{start.rstrip('/')}/") for f in files], pa.string())})
+        inputs = pa.table(
+            {"uri": pa.array([f.removeprefix(f"{start.rstrip('/')}/") for f in files], pa.string())}
+        )
     if not inputs.num_rows:
         ignored = f" ({_counts(skipped)} are neither video nor image)" if skipped else ""
         raise SpecError("input.path", path, f"no video or image in it{ignored}")
@@ -127,7 +129,9 @@ def freeze(
             continue
         if media not in plans:
             names = ", ".join(inputs["uri"][:3].to_pylist())
-            raise SpecError("input.path", names, "an image, but this model has no image plan; leave images out")
+            raise SpecError(
+                "input.path", names, "an image, but this model has no image plan; leave images out"
+            )
         if media == "image":
             clips = np.ones(inputs.num_rows, np.int64)
         elif sampling.clips is not None:
@@ -156,7 +160,11 @@ def _pack(
     size = np.minimum(clips[of] - first, most)
     # A last part is open-ended: what a header says of a duration sizes units, and decides nothing else.
     stop = pa.array(first + most, mask=part == parts[of] - 1)
-    items = inputs.take(pa.array(of)).append_column("first_clip", pa.array(first)).append_column("stop_clip", stop)
+    items = (
+        inputs.take(pa.array(of))
+        .append_column("first_clip", pa.array(first))
+        .append_column("stop_clip", stop)
+    )
     before = np.cumsum(size) - size
     unit = np.unique(before // max(1, unit_clips), return_inverse=True)[1]
     starts = np.flatnonzero(np.diff(unit, prepend=-1))
@@ -174,9 +182,7 @@ def _pack(
     )
 
 
-def _span_lengths(
-    inputs: pa.Table, durations: Callable[[pa.Table], Iterable[float | None]]
-) -> list[float]:
+def _span_lengths(inputs: pa.Table, durations: Callable[[pa.Table], Iterable[float | None]]) -> list[float]:
     starts, ends = (inputs[name].to_pylist() for name in ("start_seconds", "end_seconds"))
     unknown = [i for i, end in enumerate(ends) if end is None]
     probed = dict(zip(unknown, durations(inputs.take(unknown)) if unknown else (), strict=True))
@@ -187,13 +193,17 @@ def _span_lengths(
 
 
 def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
-    """(folder where relative names start, files in order) of a folder, a glob or a file, on its filesystem."""
+    """(folder where relative names start, files in order) of a folder, a glob or a file."""
     place = locate(path, "input.path")
     info = place.info()
     if info.type == pafs.FileType.File:
         return _parent(place.path), [place.path]
     if info.type == pafs.FileType.NotFound and (wild := WILDCARD.search(place.path)):
-        matches = sorted(str(match) for match in ArrowFSWrapper(place.filesystem).glob(place.path))
+        found = sorted(str(match) for match in ArrowFSWrapper(place.filesystem).glob(place.path))
+        # As a shell does: a hidden file is matched only by a pattern that spells out its dot.
+        matches = [
+            m for m in found if "/." not in m.removeprefix(place.path[: wild.start()].rpartition("/")[0])
+        ]
         if not matches:
             raise SpecError("input.path", path, "the pattern matches no file")
         return _parent(place.path[: wild.start()]), matches
@@ -273,7 +283,9 @@ def _complete(inputs: pa.Table) -> pa.Table:
             try:
                 columns[name] = inputs[name].cast(kind)
             except pa.ArrowException as error:
-                raise SpecError("input.path", name, f"this column cannot be read as {kind}: {error}") from None
+                raise SpecError(
+                    "input.path", name, f"this column cannot be read as {kind}: {error}"
+                ) from None
         else:
             columns[name] = pa.nulls(inputs.num_rows, kind)
     suffixes = (_suffix(uri) for uri in inputs["uri"].to_pylist())
@@ -292,7 +304,9 @@ def _refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:
         uri, start, end = (double[name][0].as_py() for name in key)
         span = "" if start is None and end is None else f" from {start} to {end} s"
         raise SpecError(
-            "input.path", path, f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')"
+            "input.path",
+            path,
+            f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')",
         )
 
 

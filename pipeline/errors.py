@@ -17,6 +17,9 @@ Reason = Literal[
 ]
 
 
+Stage = Literal["open", "decode", "embed"]
+
+
 class SpecError(ValueError):
     """A request that cannot be met. Its text is one line: the field, its value, and the way out."""
 
@@ -24,7 +27,7 @@ class SpecError(ValueError):
         super().__init__(f"{field} = {value!r}: {problem}")
 
 
-class SpecErrors(SpecError):
+class SpecListError(SpecError):
     """Several of them at once, a line each."""
 
     def __init__(self, lines: list[str]):
@@ -45,7 +48,7 @@ class Failure:
     """One row of `failures` (contract C7): what was lost, where, and why."""
 
     uri: str
-    stage: Literal["open", "decode", "embed"]
+    stage: Stage
     reason: Reason
     message: str
     position_seconds: float | None = None

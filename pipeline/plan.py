@@ -82,7 +82,9 @@ class Tube(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for axis, size, kernel, offset in zip("THW", self.canvas.shape, self.kernel, self.offset, strict=True):
+        for axis, size, kernel, offset in zip(
+            "THW", self.canvas.shape, self.kernel, self.offset, strict=True
+        ):
             if offset + kernel > size:
                 raise ValueError(
                     f"tube '{self.name}' does not fit: axis {axis} of its canvas is {size}, "
@@ -199,7 +201,7 @@ class Plan(Frozen):
         return [(image * per_image + k) * canvas.step for image in sorted(images) for k in range(per_image)]
 
     def locate(self, wanted: Plan) -> dict[str, tuple[str, Slices]] | None:
-        """For each tube of `wanted`: which tube here holds it, and at which slices. None if one is missing."""
+        """For each tube of `wanted`: the tube here that holds it, and where. None if one is missing."""
         found = {}
         for tube in wanted.tubes:
             for held in self.tubes:
@@ -226,7 +228,7 @@ class Plan(Frozen):
         return {name: tubes[held][every, t, h, w] for name, (held, (t, h, w)) in found.items()}  # type: ignore[index]
 
     def union(self, other: Plan) -> Plan:
-        """The smallest set of these tubes that contains both; tubes held by another one are merged into it."""
+        """The tubes of both; one that another holds is merged into it."""
         tubes = list(self.tubes)
         for new in other.tubes:
             if any(new.slice_of(held) is not None for held in tubes):

@@ -94,7 +94,9 @@ def choose_clips(
         begin += _ticks(span_seconds[0], tick)
     first, stop = (int(i) for i in np.searchsorted(timeline.pts, [begin, end]))
     if first >= stop:
-        raise MediaError("too_short", f"no frame is shown between {span_seconds[0]} s and {span_seconds[1]} s")
+        raise MediaError(
+            "too_short", f"no frame is shown between {span_seconds[0]} s and {span_seconds[1]} s"
+        )
     if sampling.fps is None:
         clips = _by_stride(timeline, sampling, first, stop)
     else:

@@ -93,7 +93,9 @@ class Rows:
         self._meta: list[dict[str, Any]] = []
         self._tubes = {t.name: np.empty((self._batch_rows, *t.shape), np.uint8) for t in self._plan.tubes}
 
-    def add(self, item: dict[str, Any], source_version: str, pixels: Pixels, crops: int) -> pa.RecordBatch | None:
+    def add(
+        self, item: dict[str, Any], source_version: str, pixels: Pixels, crops: int
+    ) -> pa.RecordBatch | None:
         """Add one view of an input; gives a batch whenever one is full."""
         row = len(self._meta)
         cut(pixels.frames, self._plan, {name: tube[row] for name, tube in self._tubes.items()})
@@ -152,7 +154,8 @@ def tube_values(batch: pa.RecordBatch, name: str) -> pa.UInt8Array:
 def tube_arrays(batch: pa.RecordBatch, plan: Plan) -> dict[str, np.ndarray]:
     """The tubes of a batch that was cut by `plan`: {name: read-only uint8 (rows, *tube.shape)}, uncopied."""
     return {
-        t.name: tube_values(batch, t.name).to_numpy(zero_copy_only=True).reshape(-1, *t.shape) for t in plan.tubes
+        t.name: tube_values(batch, t.name).to_numpy(zero_copy_only=True).reshape(-1, *t.shape)
+        for t in plan.tubes
     }
 
 
@@ -225,7 +228,9 @@ def require(held: Plan, wanted: Plan, name: str) -> None:
     """Refuse shards that lack a tube of the plan that is wanted."""
     if not held.contains(wanted):
         raise SpecError(
-            "input.shards", name, f"holds plan {held}, but the model wants {wanted}; cut shards for this model"
+            "input.shards",
+            name,
+            f"holds plan {held}, but the model wants {wanted}; cut shards for this model",
         )
 
 
@@ -261,7 +266,11 @@ def open_dataset(folder: str) -> ShardSet:
     place = locate(folder, "input.shards")
     found = shard_files(place)
     if len(found) > 1:
-        raise SpecError("input.shards", folder, f"holds several sets: {', '.join(found)}; open {folder}/shards/{min(found)}")
+        raise SpecError(
+            "input.shards",
+            folder,
+            f"holds several sets: {', '.join(found)}; open {folder}/shards/{min(found)}",
+        )
     return ShardSet([ShardReader(location) for location in next(iter(found.values()))])
 
 

@@ -15,7 +15,7 @@ import ray.data
 from pipeline.attempts import Attempts
 from pipeline.commits import File, Receipt, Run
 from pipeline.corpus import Media, open_input
-from pipeline.errors import Failure, MediaError
+from pipeline.errors import Failure, MediaError, Stage
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import Rows, shard_schema
@@ -148,7 +148,7 @@ class Cutting:
                     yield batch
                     begun = time.perf_counter()
             except MediaError as error:
-                stage = "open" if error.reason == "unreadable" else "decode"
+                stage: Stage = "open" if error.reason == "unreadable" else "decode"
                 failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
             receipt.decode_seconds += time.perf_counter() - begun
         if (batch := rows.flush()) is not None:
@@ -165,7 +165,9 @@ class Cutting:
             if isinstance(view, Lost):
                 error = view.error
                 failures.append(
-                    Failure(item["uri"], "decode", error.reason, str(error), error.position_seconds, view.clip)
+                    Failure(
+                        item["uri"], "decode", error.reason, str(error), error.position_seconds, view.clip
+                    )
                 )
             elif (batch := rows.add(item, source_version, view, sampling.crops)) is not None:
                 yield batch
@@ -179,7 +181,8 @@ class Decode:
 
     def __call__(self, units: pa.Table) -> pa.Table:
         row = units.to_pylist()[0]
-        receipt, failures = Receipt(row["unit"]), []
+        receipt = Receipt(row["unit"])
+        failures: list[Failure] = []
         attempts = Attempts(self._run, row["unit"], self._session).begin()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self._cutting.schema(row["media"])) as writer:
@@ -207,18 +210,18 @@ class Shard:
 
     def __call__(self, units: pa.Table) -> pa.Table:
         row = units.to_pylist()[0]
-        receipt, failures = Receipt(row["unit"]), []
+        receipt = Receipt(row["unit"])
+        failures: list[Failure] = []
         attempts = Attempts(self._run, row["unit"], self._session).begin()
         path = f"shards/{row['media']}/{self._run.name(row['unit'])}.arrow"
         schema = self._cutting.schema(row["media"])
         batches = self._cutting.unit(row, attempts, receipt, failures)
         first = next(batches, None)
         if first is not None:
-            with atomic_file(self._run.place / path) as sink:
-                with pa.ipc.new_file(sink, schema) as writer:
-                    writer.write_batch(first)
-                    for batch in batches:
-                        writer.write_batch(batch)
+            with atomic_file(self._run.place / path) as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
             written = sink.done()
             receipt.files.append(File(path, receipt.clips, written.size_bytes, written.sha256))
         self._run.commit(receipt, failures)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +19,8 @@ from pipeline.storage import Location, locate
 
 OUTPUTS = ("shards", "embeddings", "failures", "units")
 READ_BYTES = 8 << 20
+
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -46,7 +50,9 @@ def verify(folder: str) -> Verdict:
     with place.filesystem.open_input_file((place / "plan.parquet").path) as file:
         planned = set(pq.read_table(file, columns=["unit"])["unit"].to_pylist())
     if missing := planned - receipts.keys():
-        say(f"{len(missing)} of {len(planned)} units are not committed (unit {min(missing)} first): run it again")
+        say(
+            f"{len(missing)} of {len(planned)} units are not committed (first unit {min(missing)}): run again"
+        )
     if strange := receipts.keys() - planned:
         say(f"commits/: unit {min(strange)} is not in the plan: delete its record and files")
     recorded = {file.path: file for receipt in receipts.values() for file in receipt.files}
@@ -82,7 +88,7 @@ def verify(folder: str) -> Verdict:
     return verdict
 
 
-def _receipts(place: Location, say) -> dict[int, Receipt]:
+def _receipts(place: Location, say: Say) -> dict[int, Receipt]:
     receipts: dict[int, Receipt] = {}
     for info in (place / "commits").files():
         name = f"commits/{info.base_name}"
@@ -102,7 +108,7 @@ def _receipts(place: Location, say) -> dict[int, Receipt]:
     return receipts
 
 
-def _count(manifest: dict, receipts: dict[int, Receipt], files: dict[str, File], say) -> None:
+def _count(manifest: dict[str, Any], receipts: dict[int, Receipt], files: dict[str, File], say: Say) -> None:
     """The manifest must count what the commit records count."""
     rows = sum(receipt.clips for receipt in receipts.values())
     listed = sum(file.rows for file in files.values() if not file.path.startswith("failures/"))
@@ -113,10 +119,12 @@ def _count(manifest: dict, receipts: dict[int, Receipt], files: dict[str, File],
         ("failures", sum(receipt.failures for receipt in receipts.values()), manifest["failures"]),
     ):
         if counted != claimed:
-            say(f"manifest.json: says {claimed} {what}, the commit records {counted}: delete it, run the job again")
+            say(
+                f"manifest.json: says {claimed} {what}, the commit records {counted}: delete it and run again"
+            )
 
 
-def _check(place: Location, file: File, say) -> pa.ChunkedArray | None:
+def _check(place: Location, file: File, say: Say) -> pa.ChunkedArray | None:
     """Compare a file with its record; its clip ids, unless it holds failures or cannot be read."""
     target = place / file.path
     advice = "delete it and its unit's record in commits/, and run the job again"
@@ -151,7 +159,7 @@ def _check(place: Location, file: File, say) -> pa.ChunkedArray | None:
     return ids
 
 
-def _doubled(clip_ids: list[pa.ChunkedArray], say) -> None:
+def _doubled(clip_ids: list[pa.ChunkedArray], say: Say) -> None:
     if not clip_ids:
         return
     every = pa.chunked_array([chunk for ids in clip_ids for chunk in ids.chunks], pa.string())

@@ -1,0 +1,232 @@
+"""A corpus is listed and frozen the same way every time, from wherever it comes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import dense
+
+from pipeline.corpus import Corpus, freeze, open_input, read_corpus
+from pipeline.errors import SpecError
+from pipeline.plan import Canvas
+from pipeline.sampling import Sampling
+from pipeline.storage import locate
+from pipeline.video import Pixels, read_clips
+
+PLAN = dense(Canvas(frames=2, height_px=8, width_px=8), (1, 4, 4))  # 384 bytes a clip
+STILL = PLAN.image()
+assert STILL is not None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in (
+        "b/two.mp4",
+        "a one.mkv",
+        "b/-dash 'quoted' 100%.webm",
+        "c/still.JPG",
+        "notes.txt",
+        ".hidden.mp4",
+    ):
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path / "corpus"
+
+
+def uris(corpus: Corpus) -> list[str]:
+    return corpus.inputs["uri"].to_pylist()
+
+
+def test_a_folder_is_searched_all_the_way_down(folder: Path) -> None:
+    corpus = read_corpus(str(folder))
+    assert uris(corpus) == ["a one.mkv", "b/-dash 'quoted' 100%.webm", "b/two.mp4", "c/still.JPG"]
+    assert corpus.inputs["media"].to_pylist() == ["video", "video", "video", "image"]
+    assert corpus.skipped == {".txt": 1}
+    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.mkv", ["a one.mkv"]),
+        ("**/*.mp4", ["b/two.mp4"]),
+        ("b/*", ["-dash 'quoted' 100%.webm", "two.mp4"]),
+        ("b/two.mp4", ["two.mp4"]),
+    ],
+)
+def test_globs_and_files(folder: Path, pattern: str, expected: list[str]) -> None:
+    corpus = read_corpus(str(folder / pattern))
+    assert uris(corpus) == expected
+    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+
+
+def test_several_places_share_the_root_they_have_in_common(folder: Path) -> None:
+    corpus = read_corpus((str(folder / "c"), str(folder / "b")))
+    assert uris(corpus) == ["c/still.JPG", "b/-dash 'quoted' 100%.webm", "b/two.mp4"]
+    assert corpus.root == str(folder)
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "uri": "b/two.mp4",
+        "start_seconds": 1.5,
+        "end_seconds": 3.0,
+        "labels": ["run", "jump, high"],
+        "speaker": "x",
+    },
+    {"uri": "a one.mkv", "start_seconds": None, "end_seconds": None, "labels": [], "speaker": None},
+]
+
+
+def write_table(path: Path) -> Path:
+    match path.suffix:
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(ROWS), path)
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        case ".csv":
+            path.write_text(
+                "uri,start_seconds,end_seconds,labels,speaker\n"
+                'b/two.mp4,1.5,3.0,"run;jump, high",x\na one.mkv,,,,\n'
+            )
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_tables_say_the_same_in_every_format(folder: Path, suffix: str) -> None:
+    corpus = read_corpus(str(write_table(folder / f"list{suffix}")))
+    first, second = corpus.inputs.to_pylist()
+    assert first["uri"] == "b/two.mp4"
+    assert (first["start_seconds"], first["end_seconds"]) == (1.5, 3.0)
+    assert first["labels"] == ["run", "jump, high"]
+    assert not second["labels"]
+    assert corpus.extra == ["speaker"]
+    assert first["speaker"] == "x"
+    assert open_input(corpus.root, first["uri"]).exists()
+
+
+def test_a_text_list_and_a_root_of_its_own(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("# mine\nb/two.mp4\n\na one.mkv\n")
+    corpus = read_corpus(str(tmp_path / "list.txt"), root=str(folder))
+    assert uris(corpus) == ["b/two.mp4", "a one.mkv"]
+    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name\nx.mp4\n", "has no column 'uri' or 'path', only name"),
+        ("uri,crop\nx.mp4,1\n", "column 'crop' is a name of the output's own; rename it"),
+        ("uri,start_seconds\nx.mp4,soon\n", "cannot be read as .csv"),
+        ("uri\nx.mp4\nx.mp4\n", "lists x.mp4 2 times"),
+        ("uri,group\nx.mp4,1\n,2\n", "row 2 has no uri"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SpecError, match=message) as caught:
+        read_corpus(str(tmp_path / "list.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / "readme.md").write_text("x")
+    with pytest.raises(SpecError, match=r"no video or image in it \(1 .md are neither video nor image\)"):
+        read_corpus(str(tmp_path))
+    with pytest.raises(SpecError, match="no such file or folder"):
+        read_corpus(str(tmp_path / "nope"))
+    with pytest.raises(SpecError, match="the pattern matches no file"):
+        read_corpus(str(tmp_path / "*.mp4"))
+
+
+def corpus_of(names: list[str]) -> Corpus:
+    table = pa.table({"uri": names})
+    folder = pa.table({name: pa.nulls(len(names), pa.float64()) for name in ("start_seconds", "end_seconds")})
+    for name in folder.column_names:
+        table = table.append_column(name, folder[name])
+    return Corpus("/", table.append_column("media", pa.array(["video"] * len(names))), {})
+
+
+@given(
+    st.lists(st.floats(0.1, 300), min_size=1, max_size=40),
+    st.integers(384, 384 * 300),
+    st.sampled_from([{"every_seconds": 1.0}, {"clips": 7}]),
+)
+def test_units_hold_every_clip_once_and_keep_to_their_size(
+    seconds: list[float], unit_bytes: int, clips: dict
+) -> None:
+    corpus = corpus_of([f"{i}.mp4" for i in range(len(seconds))])
+    sampling = Sampling(frames=2, height_px=8, width_px=8, **clips)
+    units = freeze(corpus, sampling, {"video": PLAN}, unit_bytes, lambda inputs: seconds)
+    again = freeze(corpus, sampling, {"video": PLAN}, unit_bytes, lambda inputs: seconds)
+    assert units.equals(again)
+    rows = units.to_pylist()
+    assert [row["unit"] for row in rows] == list(range(len(rows)))
+    items = [item for row in rows for item in row["items"]]
+    for number in range(len(seconds)):
+        parts = [item for item in items if item["uri"] == f"{number}.mp4"]
+        assert parts[0]["first_clip"] == 0
+        assert parts[-1]["stop_clip"] is None
+        for left, right in itertools.pairwise(parts):
+            assert left["stop_clip"] == right["first_clip"]
+    # A unit may run over by the last input that starts in it.
+    most = max(1, unit_bytes // PLAN.bytes_per_clip)
+    assert all(row["clips"] <= 2 * most for row in rows)
+
+
+def test_a_small_corpus_still_gives_several_workers_something_to_do() -> None:
+    units = freeze(
+        corpus_of([f"{i}.mp4" for i in range(40)]), Sampling(), {"video": PLAN}, 1 << 30, lambda t: []
+    )
+    assert units.num_rows >= 12
+    units = freeze(corpus_of(["0.mp4"]), Sampling(clips=9), {"video": PLAN}, 1 << 30, lambda t: [])
+    assert units.num_rows == 1  # one video is not decoded twice for that
+
+
+def test_images_get_units_of_their_own(folder: Path) -> None:
+    assert STILL is not None
+    units = freeze(
+        read_corpus(str(folder)), Sampling(), {"video": PLAN, "image": STILL}, 1 << 20, lambda t: []
+    )
+    assert units["media"].to_pylist() == ["video"] * 3 + ["image"]
+    with pytest.raises(SpecError, match="c/still.JPG': an image, but this model has no image plan"):
+        freeze(read_corpus(str(folder)), Sampling(), {"video": PLAN}, 1 << 20, lambda t: [])
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A real S3 protocol server on loopback."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "x")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+        yield f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    server.stop()
+
+
+def test_s3_is_listed_like_a_folder(s3: str, clips: Path) -> None:
+    bucket = locate(f"s3://videos?{s3}")
+    bucket.filesystem.create_dir("videos", recursive=True)
+    for name in ("in/one two.mp4", "in/deep/b.webm", "in/readme.md"):
+        source = clips / ("vp9.webm" if name.endswith("webm") else "h264_bframes.mp4")
+        with bucket.filesystem.open_output_stream(f"videos/{name}") as stream:
+            stream.write(source.read_bytes())
+    corpus = read_corpus(f"s3://videos/in?{s3}")
+    assert uris(corpus) == ["deep/b.webm", "one two.mp4"]
+    assert uris(read_corpus(f"s3://videos/in/**/*.webm?{s3}")) == ["deep/b.webm"]
+    sampling = Sampling(frames=2, height_px=8, width_px=8)
+    (view,) = read_clips(open_input(corpus.root, "one two.mp4"), sampling, PLAN)
+    assert isinstance(view, Pixels)

@@ -1,0 +1,188 @@
+"""The contract of every registered model, and what is said about bad settings."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from models import ClipConfig, build, registry
+from pipeline.plan import Plan
+
+ROOT = Path(models.__file__).parents[1]
+SMALL = {"frames": 20, "size": (64, 96)}
+LARGE = ["tubevit-l16", "gated-l14"]  # 2.6 GB of weights
+
+
+def random_tubes(plan: Plan, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        tube.name: torch.randint(0, 256, (batch, *tube.shape), dtype=torch.uint8, generator=generator)
+        for tube in plan.tubes
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in models.names() if name not in LARGE])
+def test_contract(name):
+    model = models.create(name, num_classes=3, **SMALL)
+    assert model.plan == models.plan(name, **SMALL)
+    assert model.image_plan == model.plan.image()
+    assert not model.training
+    tubes = random_tubes(model.plan)
+    with torch.no_grad():
+        z = model.embed(tubes)
+        assert (z.shape, z.dtype) == ((2, model.dim), torch.float32)
+        assert z.isfinite().all()
+        assert (z[0] - z[1]).abs().max() > 1e-4
+        alone = model.embed({tube: x[1:] for tube, x in tubes.items()})
+        torch.testing.assert_close(alone[0], z[1], atol=1e-4, rtol=1e-4)
+        assert model.embed(tubes, torch.tensor([True, False])).shape == z.shape
+        torch.testing.assert_close(model(tubes), model.get_submodule("head")(z))
+        assert model.image_plan is not None
+        images = random_tubes(model.image_plan)
+        assert model.embed(images, torch.tensor([True, False])).shape == z.shape
+        assert model(images).shape == (2, 3)
+    first = model.plan.tubes[0].name
+    with pytest.raises(ValueError, match="tubes have shapes"):
+        model.embed({first: tubes[first][:, :, :1]})
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_contract_of_large_models_without_computing(name):
+    config = registry.resolve(name, **SMALL, filter="area", clip=None, adapter_layers=None, num_classes=3)
+    with torch.device("meta"):
+        model = build.build(config)
+        for plan in model.plans:
+            tubes = {t.name: torch.empty(2, *t.shape, dtype=torch.uint8) for t in plan.tubes}
+            z = model.embed(tubes, torch.tensor([True, False]))
+            assert (z.shape, z.dtype) == ((2, model.dim), torch.float32)
+            assert model(tubes).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["tubevit-tiny", "clip", "gated-tiny"])
+def test_bfloat16_autocast_stays_close_and_gives_float32(name):
+    clip = None if name == "tubevit-tiny" else ClipConfig(arch="ViT-S-32-alt")
+    model = models.create(name, num_classes=3, clip=clip, **SMALL)
+    open_gates(model)
+    tubes = random_tubes(model.plan)
+    with torch.no_grad():
+        exact = model.embed(tubes)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded, logits = model.embed(tubes), model(tubes)
+    assert rounded.dtype == logits.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
+
+
+def open_gates(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate" in name:
+                parameter.fill_(0.5)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_plan_on_frames_wider_than_high_and_the_reverse(name):
+    wide, high = models.plan(name, size=(64, 96)), models.plan(name, size=(96, 64))
+    assert wide.tokens == high.tokens
+    assert [t.grid[1:] for t in wide.tubes] == [t.grid[:0:-1] for t in high.tubes]
+
+
+def test_golden_plans():
+    b16 = models.plan("tubevit-b16")
+    assert [tube.tokens for tube in b16.tubes] == [98, 147, 98, 196]
+    assert b16.bytes_per_clip == 583_296
+    assert [models.plan("tubevit-l16", frames=n).tokens for n in (32, 64, 128)] == [539, 1176, 2499]
+    gated = models.plan("gated-b16")
+    assert gated.bytes_per_clip == 1_636_992
+    assert len(gated.tubes) == 4
+    assert gated.contains(b16)
+    assert gated.contains(models.plan("clip"))
+    large = models.plan("gated-l14")
+    assert len(large.tubes) == 5
+    assert large.contains(models.plan("clip", clip=ClipConfig(arch="ViT-L-14-336")))
+    still = b16.image()
+    assert still is not None
+    assert still.tokens == 196
+
+
+def test_plans_need_no_torch():
+    code = (
+        "import sys, models; models.names(); models.plan('gated-b16', frames=64, size=(192, 256));"
+        "models.plan('clip', clip=models.ClipConfig(arch='ViT-H-14'));"
+        "assert not {'torch', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_seed_fixes_the_weights_and_the_callers_random_state_is_left_alone():
+    options = {**SMALL, "clip": ClipConfig(arch="ViT-S-32-alt")}
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = models.create("gated-tiny", seed=3, **options).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    again = models.create("gated-tiny", seed=3, **options).state_dict()
+    other = models.create("gated-tiny", seed=4, **options).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "trunk.tokenizer.weight.tube_8x8x8"
+    assert not torch.equal(first[name], other[name])
+
+
+def test_no_head_no_logits():
+    model = models.create("tubevit-tiny", **SMALL)
+    with pytest.raises(ValueError, match=r"model\.num_classes = None: .*set num_classes"):
+        model(random_tubes(model.plan))
+
+
+def test_describe_counts_without_computing():
+    summary = models.describe("tubevit-b16", num_classes=400)
+    assert (summary.tokens, summary.bytes_per_clip, summary.dim) == (539, 583_296, 768)
+    assert summary.parameters == summary.trainable == 88_746_241 + 400 * 769
+    # 12 blocks of 12 N D^2 + 2 N^2 D multiplications, and the tubes; two operations each.
+    tokenizer = sum(t.tokens * t.bytes_per_clip // t.tokens for t in models.plan("tubevit-b16").tubes) * 768
+    trunk = 12 * (12 * 539 * 768**2 + 2 * 539**2 * 768)
+    assert summary.gflops_per_view == pytest.approx(2 * (trunk + tokenizer) / 1e9, rel=1e-3)
+    clip = models.describe("clip")
+    assert (clip.parameters, clip.trainable, clip.dim) == (86_192_640, 0, 512)
+    gated = models.describe("gated-b16")
+    assert gated.parameters - gated.trainable == 86_192_640
+
+
+CLIP = ClipConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tubevit-b61", {}, "model.name = 'tubevit-b61': no such model; did you mean 'tubevit-b16'?"),
+        ("qq", {}, "model.name = 'qq': no such model; choose one of clip, gated-b16"),
+        ("tubevit-b16", {"frames": 0}, "frames = 0: must be a positive integer"),
+        ("tubevit-b16", {"frames": 16}, "frames = 16: TubeViT's tubes need at least 20 frames"),
+        ("tubevit-b16", {"size": (224, 16)}, "size = (224, 16): TubeViT's tubes need at least 28x28 pixels"),
+        ("clip", {"size": (224, 15)}, "size = (224, 15): smaller than one 16x16 CLIP patch"),
+        ("clip", {"size": 224}, "size = 224: must be (height, width) in pixels"),
+        ("clip", {"filter": "lanczos"}, "filter = 'lanczos': choose one of area, bicubic, bilinear"),
+        ("tubevit-b16", {"clip": CLIP}, "tubevit-b16 has no CLIP tower; leave it out"),
+        ("clip", {"adapter_layers": (3,)}, "model.adapter_layers = (3,): clip has no adapters"),
+        (
+            "gated-b16",
+            {"adapter_layers": (3, 12)},
+            "model.adapter_layers = (3, 12): must be different blocks out of 0..11",
+        ),
+        ("gated-b16", {"adapter_layers": ()}, "at least one"),
+        ("gated-b16", {"num_classes": 0}, "model.num_classes = 0: must be a positive integer"),
+        (
+            "clip",
+            {"clip": ClipConfig(arch="ViT-B-17")},
+            "model.clip.arch = 'ViT-B-17': not an open_clip ViT; did you mean 'ViT-B-16'?",
+        ),
+        ("clip", {"clip": ClipConfig(arch="../../x")}, "model.clip.arch = '../../x': not an open_clip ViT"),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        models.check(name, **options)
+    assert "\n" not in str(caught.value)

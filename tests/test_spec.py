@@ -1,0 +1,99 @@
+"""A spec that is wrong says where, what it found and what would be right: a line for each thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.spec import EmbedSpec, dump, load, schema
+from pipeline.errors import SpecError
+
+GOOD = {
+    "version": 1, "kind": "embed", "input": {"path": "videos"}, "model": {"name": "gated-b16"},
+    "output": {"path": "out"},
+}  # fmt: skip
+
+
+def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
+    spec = load(GOOD)
+    assert isinstance(spec, EmbedSpec)
+    assert spec.sampling is not None
+    assert (spec.sampling.stride, spec.sampling.clips) == (2, 1)
+    assert load(yaml.safe_load(dump(spec))) == spec
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sampling.frmes=3", "sampling.frmes = 3: unknown key; did you mean 'frames'?"),
+        ("modle=3", "modle = 3: unknown key; did you mean 'model'?"),
+        ("model.clip.arc=x", "model.clip.arc = 'x': unknown key; did you mean 'arch'?"),
+        ("sampling.frames=many", "sampling.frames = 'many': input should be a valid integer"),
+        ("sampling.frames='32'", "sampling.frames = '32': input should be a valid integer"),
+        ("sampling.fps=-1", "sampling.fps = -1: input should be greater than 0"),
+        ("sampling={stride: 1, fps: 2}", "sampling: stride and fps exclude each other; keep one"),
+        ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed'"),
+        ("input.path=null", "input: give either path (videos and images) or shards (a run's output folder)"),
+        ("model=null", "model = None: input should be"),
+        ("output.path", "--set = 'output.path': write it as a.b=value"),
+    ],
+)
+def test_one_mistake_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(GOOD, (override,))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        load({"version": 2, "kind": "shard", "input": {}, "output": {"pth": 1}})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert any(line.startswith("models: missing") for line in lines)
+
+
+def test_overrides_win_and_may_be_structured() -> None:
+    spec = load(GOOD, ("sampling={frames: 64, fps: 15}", "model.clip.every=8", "input.path=[a, b]"))
+    assert isinstance(spec, EmbedSpec)
+    assert spec.sampling is not None
+    assert spec.sampling.fps == 15
+    assert spec.model.clip is not None
+    assert spec.model.clip.every == 8
+    assert spec.input.path == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not YAML"), ("- 1", "holds no keys"), (None, "No such file")]
+)
+def test_files_that_are_no_spec(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "spec.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SpecError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_schema_accepts_what_load_accepts() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(GOOD, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**GOOD, "modle": 3}, schema())
+
+
+def test_shipped_specs_load() -> None:
+    specs = sorted((Path(__file__).parent.parent / "jobs" / "specs").glob("*.yaml"))
+    assert specs
+    for spec in specs:
+        load(spec)
+        assert spec.read_text().startswith("#")  # each opens with its command and what to expect
+
+
+def test_where_work_is_done_does_not_change_what_is_made() -> None:
+    a = load(GOOD)
+    b = load(GOOD, ("output.path=elsewhere", "resources.decode.actors=3", "ray.address=auto"))
+    assert a.identity() == b.identity()
+    assert a.identity() != load(GOOD, ("sampling.frames=64",)).identity()

@@ -15,12 +15,13 @@ import yaml
 from jobs.embed import freeze_shards, open_shards
 from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load, media_plans
 from pipeline.commits import Run
-from pipeline.corpus import KNOWN, Corpus, Media, freeze, read_corpus
+from pipeline.corpus import Corpus, Media, freeze, read_corpus
 from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardSet, shard_schema
 from pipeline.storage import atomic_file, write_atomic
+from pipeline.tables import KNOWN
 
 PLAN = "plan.parquet"
 PENDING = "pending.parquet"

@@ -12,9 +12,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs as pafs
 
@@ -22,6 +19,15 @@ from pipeline.errors import SpecError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling, count_windows
 from pipeline.storage import Location, locate
+from pipeline.tables import (
+    IMAGE_SUFFIXES,
+    KNOWN,
+    TABLE_SUFFIXES,
+    complete,
+    read_table,
+    refuse_doubles,
+    suffix_of,
+)
 
 Media = Literal["video", "image"]
 
@@ -29,24 +35,7 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .asf .avi .divx .f4v .flv .gif .h264 .264 .h265 .265 .hevc .ivf .m2ts .m2v .m4v .mjpeg .mjpg .mkv"
     " .mov .mp4 .mpeg .mpg .mts .mxf .nut .obu .ogv .qt .ts .vob .webm .wmv .y4m".split()
 )
-IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
-TABLE_SUFFIXES = frozenset(".csv .jsonl .ndjson .parquet .tsv .txt".split())
 
-# What an input table may say of each of its rows; its other columns are carried along.
-KNOWN = {
-    "uri": pa.string(),
-    "start_seconds": pa.float64(),
-    "end_seconds": pa.float64(),
-    "labels": pa.list_(pa.string()),
-    "caption": pa.string(),
-    "split": pa.string(),
-    "group": pa.string(),
-}
-# Names that the outputs give a meaning of their own.
-RESERVED = frozenset(
-    "clip_id source_version frame_pts time_base padded_frames crop view_index embedding first_clip stop_clip"
-    " media".split()
-)
 WILDCARD = re.compile(r"[*?\[]")
 # Small corpora are cut finer than `unit_bytes`, so that more than one worker has something to do.
 UNITS_AT_LEAST = 16
@@ -79,8 +68,8 @@ def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
     """
     paths = (path,) if isinstance(path, str) else path
     skipped: dict[str, int] = {}
-    if len(paths) == 1 and _suffix(paths[0]) in TABLE_SUFFIXES:
-        base, inputs = root or _like(paths[0], _parent(locate(paths[0]).path)), _read_table(paths[0])
+    if len(paths) == 1 and suffix_of(paths[0]) in TABLE_SUFFIXES:
+        base, inputs = root or _like(paths[0], _parent(locate(paths[0]).path)), read_table(paths[0])
     else:
         listed = [_list(one, skipped) for one in paths]
         start = locate(root).path if root else os.path.commonpath([folder for folder, _ in listed])
@@ -92,8 +81,8 @@ def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
     if not inputs.num_rows:
         ignored = f" ({_counts(skipped)} are neither video nor image)" if skipped else ""
         raise SpecError("input.path", path, f"no video or image in it{ignored}")
-    inputs = _complete(inputs)
-    _refuse_doubles(inputs, path)
+    inputs = complete(inputs)
+    refuse_doubles(inputs, path)
     return Corpus(base, inputs, skipped)
 
 
@@ -220,98 +209,6 @@ def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
         else:
             skipped[suffix or "no suffix"] = skipped.get(suffix or "no suffix", 0) + 1
     return place.path, files
-
-
-def _read_table(path: str) -> pa.Table:
-    place = locate(path, "input.path")
-    if not place.exists():
-        raise SpecError("input.path", path, "no such file")
-    suffix = _suffix(path)
-    try:
-        with place.filesystem.open_input_file(place.path) as file:
-            if suffix == ".parquet":
-                table = pq.read_table(file)
-            elif suffix in {".jsonl", ".ndjson"}:
-                table = pajson.read_json(file)
-            elif suffix == ".txt":
-                lines = [line.strip() for line in file.read().decode().splitlines()]
-                table = pa.table({"uri": [line for line in lines if line and not line.startswith("#")]})
-            else:
-                table = pacsv.read_csv(
-                    file,
-                    parse_options=pacsv.ParseOptions(
-                        delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-                    ),
-                    convert_options=pacsv.ConvertOptions(
-                        column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
-                        | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
-                        strings_can_be_null=True,
-                        quoted_strings_can_be_null=False,
-                    ),
-                )
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SpecError("input.path", path, f"cannot be read as {suffix}: {error}") from None
-    return _named(table, path)
-
-
-def _named(table: pa.Table, path: str) -> pa.Table:
-    """`path` may stand for `uri`, and one `label` for `labels`."""
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    if "uri" not in columns and "path" in columns:
-        columns["uri"] = columns.pop("path")
-    if "uri" not in columns:
-        raise SpecError("input.path", path, f"has no column 'uri' or 'path', only {', '.join(columns)}")
-    if columns["uri"].null_count:
-        row = columns["uri"].is_null().combine_chunks().index(True).as_py()
-        raise SpecError("input.path", path, f"row {row + 1} has no uri")
-    if "labels" not in columns and "label" in columns:
-        columns["labels"] = columns.pop("label")
-    if "labels" in columns and not pa.types.is_list(columns["labels"].type):
-        # "a;b" is two labels: a comma or a space may well be part of one
-        columns["labels"] = pc.split_pattern(columns["labels"].cast(pa.string()), ";")
-    clash = sorted(RESERVED & columns.keys())
-    if clash:
-        raise SpecError("input.path", path, f"column '{clash[0]}' is a name of the output's own; rename it")
-    return pa.table(columns)
-
-
-def _complete(inputs: pa.Table) -> pa.Table:
-    """Every known column in its type and order, then `media`, then the caller's own."""
-    columns = {}
-    for name, kind in KNOWN.items():
-        if name in inputs.column_names:
-            try:
-                columns[name] = inputs[name].cast(kind)
-            except pa.ArrowException as error:
-                raise SpecError(
-                    "input.path", name, f"this column cannot be read as {kind}: {error}"
-                ) from None
-        else:
-            columns[name] = pa.nulls(inputs.num_rows, kind)
-    suffixes = (_suffix(uri) for uri in inputs["uri"].to_pylist())
-    columns["media"] = pa.array(["image" if s in IMAGE_SUFFIXES else "video" for s in suffixes])
-    for name in inputs.column_names:
-        if name not in KNOWN:
-            columns[name] = inputs[name]
-    return pa.table(columns).combine_chunks()
-
-
-def _refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:
-    key = ["uri", "start_seconds", "end_seconds"]
-    counts = inputs.select(key).group_by(key).aggregate([([], "count_all")])
-    double = counts.filter(pc.greater(counts["count_all"], 1))
-    if double.num_rows:
-        uri, start, end = (double[name][0].as_py() for name in key)
-        span = "" if start is None and end is None else f" from {start} to {end} s"
-        raise SpecError(
-            "input.path",
-            path,
-            f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')",
-        )
-
-
-def _suffix(uri: str) -> str:
-    return PurePosixPath(uri.partition("?")[0] if "://" in uri else uri).suffix.lower()
 
 
 def _parent(path: str) -> str:

@@ -1,0 +1,125 @@
+"""Tables of inputs, and what they may say of each: CSV, Parquet, JSON lines or a plain list of uris."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+
+from pipeline.errors import SpecError
+from pipeline.storage import locate
+
+IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+TABLE_SUFFIXES = frozenset(".csv .jsonl .ndjson .parquet .tsv .txt".split())
+
+# What an input table may say of each of its rows; its other columns are carried along.
+KNOWN = {
+    "uri": pa.string(),
+    "start_seconds": pa.float64(),
+    "end_seconds": pa.float64(),
+    "labels": pa.list_(pa.string()),
+    "caption": pa.string(),
+    "split": pa.string(),
+    "group": pa.string(),
+}
+# Names that the outputs give a meaning of their own.
+RESERVED = frozenset(
+    "clip_id source_version frame_pts time_base padded_frames crop view_index embedding first_clip stop_clip"
+    " media".split()
+)
+
+
+def read_table(path: str) -> pa.Table:
+    place = locate(path, "input.path")
+    if not place.exists():
+        raise SpecError("input.path", path, "no such file")
+    suffix = suffix_of(path)
+    try:
+        with place.filesystem.open_input_file(place.path) as file:
+            if suffix == ".parquet":
+                table = pq.read_table(file)
+            elif suffix in {".jsonl", ".ndjson"}:
+                table = pajson.read_json(file)
+            elif suffix == ".txt":
+                lines = [line.strip() for line in file.read().decode().splitlines()]
+                table = pa.table({"uri": [line for line in lines if line and not line.startswith("#")]})
+            else:
+                table = pacsv.read_csv(
+                    file,
+                    parse_options=pacsv.ParseOptions(
+                        delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+                    ),
+                    convert_options=pacsv.ConvertOptions(
+                        column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
+                        | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
+                        strings_can_be_null=True,
+                        quoted_strings_can_be_null=False,
+                    ),
+                )
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SpecError("input.path", path, f"cannot be read as {suffix}: {error}") from None
+    return _named(table, path)
+
+
+def _named(table: pa.Table, path: str) -> pa.Table:
+    """`path` may stand for `uri`, and one `label` for `labels`."""
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    if "uri" not in columns and "path" in columns:
+        columns["uri"] = columns.pop("path")
+    if "uri" not in columns:
+        raise SpecError("input.path", path, f"has no column 'uri' or 'path', only {', '.join(columns)}")
+    if columns["uri"].null_count:
+        row = columns["uri"].is_null().combine_chunks().index(True).as_py()
+        raise SpecError("input.path", path, f"row {row + 1} has no uri")
+    if "labels" not in columns and "label" in columns:
+        columns["labels"] = columns.pop("label")
+    if "labels" in columns and not pa.types.is_list(columns["labels"].type):
+        # "a;b" is two labels: a comma or a space may well be part of one
+        columns["labels"] = pc.split_pattern(columns["labels"].cast(pa.string()), ";")
+    clash = sorted(RESERVED & columns.keys())
+    if clash:
+        raise SpecError("input.path", path, f"column '{clash[0]}' is a name of the output's own; rename it")
+    return pa.table(columns)
+
+
+def complete(inputs: pa.Table) -> pa.Table:
+    """Every known column in its type and order, then `media`, then the caller's own."""
+    columns = {}
+    for name, kind in KNOWN.items():
+        if name in inputs.column_names:
+            try:
+                columns[name] = inputs[name].cast(kind)
+            except pa.ArrowException as error:
+                raise SpecError(
+                    "input.path", name, f"this column cannot be read as {kind}: {error}"
+                ) from None
+        else:
+            columns[name] = pa.nulls(inputs.num_rows, kind)
+    suffixes = (suffix_of(uri) for uri in inputs["uri"].to_pylist())
+    columns["media"] = pa.array(["image" if s in IMAGE_SUFFIXES else "video" for s in suffixes])
+    for name in inputs.column_names:
+        if name not in KNOWN:
+            columns[name] = inputs[name]
+    return pa.table(columns).combine_chunks()
+
+
+def refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:
+    key = ["uri", "start_seconds", "end_seconds"]
+    counts = inputs.select(key).group_by(key).aggregate([([], "count_all")])
+    double = counts.filter(pc.greater(counts["count_all"], 1))
+    if double.num_rows:
+        uri, start, end = (double[name][0].as_py() for name in key)
+        span = "" if start is None and end is None else f" from {start} to {end} s"
+        raise SpecError(
+            "input.path",
+            path,
+            f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')",
+        )
+
+
+def suffix_of(uri: str) -> str:
+    return PurePosixPath(uri.partition("?")[0] if "://" in uri else uri).suffix.lower()

@@ -1,0 +1,277 @@
+"""Whole jobs on a local Ray: what they leave behind, again and again, whatever they are fed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import jobs
+from jobs.cluster import connected
+from pipeline.errors import SpecError
+from pipeline.verify import verify
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
+
+
+@pytest.fixture(scope="module")
+def corpus(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated clips and some that are broken."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in clips.iterdir():
+        if path.suffix != ".py" and path.is_file():
+            shutil.copy(path, folder)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mkv").write_text("not a video")
+    (folder / "cut.mp4").write_bytes((clips / "h264_bframes.mp4").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for all jobs of this file; `jobs.run` uses one that is there."""
+    with connected(None):
+        yield
+
+
+def embed_spec(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "version": 1, "kind": "embed", "input": {"path": str(corpus)}, "sampling": SMALL,
+        "model": {"name": "tubevit-tiny", "batch_views": 4}, "output": {"path": str(output)}, **changes,
+    }  # fmt: skip
+
+
+def rows(folder: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(folder / "embeddings")
+    ids = table["clip_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    matrix = np.stack(table["embedding"].to_numpy())
+    return dict(zip(ids, matrix, strict=True))
+
+
+@pytest.fixture(scope="module")
+def embedded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "embedded"
+    report = jobs.run(embed_spec(corpus, output))
+    assert (report.inputs, report.clips, report.failed_inputs) == (15, 23, 3)
+    return output
+
+
+def test_every_decodable_file_is_embedded_and_every_other_one_named(embedded: Path) -> None:
+    found = rows(embedded)
+    assert len(found) == 23
+    assert all(vector.shape == (192,) and np.isfinite(vector).all() for vector in found.values())
+    failures = {row["uri"]: row for row in pq.read_table(embedded / "failures").to_pylist()}
+    assert failures.keys() == {"empty.mp4", "text.mkv", "cut.mp4"}
+    assert all(row["reason"] == "unreadable" and row["message"] for row in failures.values())
+    assert verify(str(embedded)).problems == []
+
+
+def test_a_run_leaves_its_spec_and_its_report(embedded: Path) -> None:
+    report = json.loads((embedded / "report.json").read_text())
+    assert (report["clips"], report["failures"], report["failures_by_reason"]) == (23, 3, {"unreadable": 3})
+    assert report["decode_seconds"] > 0
+    assert report["model_seconds"] > 0
+    assert "randomly initialised" in report["notes"][0]
+    assert "clips/s" in (embedded / "report.html").read_text()
+    assert "tubevit-tiny" in (embedded / "spec.yaml").read_text()
+
+
+def test_the_same_command_again_does_nothing(embedded: Path, corpus: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
+    report = jobs.run(embed_spec(corpus, embedded))
+    assert (report.clips, report.new_clips) == (23, 0)
+    assert {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()} == before
+
+
+def test_two_runs_give_identical_embeddings(
+    embedded: Path, corpus: Path, local_ray: None, tmp_path: Path
+) -> None:
+    jobs.run(embed_spec(corpus, tmp_path / "again"))
+    first, second = rows(embedded), rows(tmp_path / "again")
+    assert first.keys() == second.keys()
+    for name, vector in first.items():
+        np.testing.assert_array_equal(vector, second[name])
+
+
+def test_another_spec_is_refused_with_the_difference(embedded: Path, corpus: Path) -> None:
+    changed = embed_spec(corpus, embedded, sampling={**SMALL, "clips": 3})
+    with pytest.raises(SpecError, match=r"belongs to another spec(.|\n)*sampling.clips: 2 there, 3 now"):
+        jobs.run(changed)
+    assert verify(str(embedded)).problems == []
+
+
+def test_a_folder_of_other_files_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SpecError, match=r"holds other files \(thesis.txt\); choose a new folder"):
+        jobs.run(embed_spec(corpus, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def sharded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "sharded"
+    spec = embed_spec(corpus, output, kind="shard", models=[{"name": "tubevit-tiny"}, {"name": "clip"}])
+    del spec["model"]
+    report = jobs.run(spec)
+    assert (report.clips, report.failed_inputs) == (23, 3)
+    return output
+
+
+def test_shards_hold_the_same_rows_and_verify(sharded: Path, embedded: Path) -> None:
+    assert verify(str(sharded)).problems == []
+    ids = [
+        name
+        for path in sorted((sharded / "shards").rglob("*.arrow"))
+        for name in pa.ipc.open_file(str(path)).read_all()["clip_id"].to_pylist()
+    ]
+    assert sorted(ids) == sorted(rows(embedded))
+    assert {path.name for path in (sharded / "shards").iterdir()} == {"video", "image"}
+
+
+def test_embedding_from_shards_equals_embedding_from_videos(
+    sharded: Path, embedded: Path, local_ray: None, tmp_path: Path
+) -> None:
+    """Batches differ, and with them the order of sums; nothing else may."""
+    spec = embed_spec(sharded, tmp_path / "out", input={"shards": str(sharded)})
+    del spec["sampling"]
+    report = jobs.run(spec)
+    assert (report.clips, report.failures) == (23, 0)
+    assert verify(str(tmp_path / "out")).problems == []
+    from_shards, from_videos = rows(tmp_path / "out"), rows(embedded)
+    assert from_shards.keys() == from_videos.keys()
+    for name, vector in from_videos.items():
+        np.testing.assert_allclose(from_shards[name], vector, atol=1e-5)
+
+
+def test_a_model_whose_plan_the_shards_do_not_hold_is_refused(sharded: Path, tmp_path: Path) -> None:
+    model = {"name": "clip", "clip": {"arch": "ViT-B-32"}}
+    spec = embed_spec(sharded, tmp_path / "out", input={"shards": str(sharded)}, model=model)
+    del spec["sampling"]
+    with pytest.raises(SpecError, match=r"holds plan .*1x16x16.*but the model wants .*1x32x32"):
+        jobs.run(spec)
+
+
+def test_too_many_failures_end_the_job(corpus: Path, local_ray: None, tmp_path: Path) -> None:
+    for name in ("empty.mp4", "text.mkv", "h264.ts"):
+        shutil.copy(corpus / name, tmp_path)
+    spec = embed_spec(tmp_path, tmp_path / "out", failure={"max_failed_fraction": 0.5})
+    with pytest.raises(RuntimeError, match=r"2 of 3 inputs failed, more than failure.max_failed_fraction = 0.5"):
+        jobs.run(spec)
+
+
+def test_windows_of_long_videos_are_split_over_units(clips: Path, local_ray: None, tmp_path: Path) -> None:
+    names = ["h264_bframes.mp4", "vp9.webm"]
+    (tmp_path / "list.txt").write_text("\n".join(str(clips / name) for name in names))
+    spec = embed_spec(tmp_path / "list.txt", tmp_path / "whole")
+    spec["sampling"] = {**SMALL, "clips": None, "every_seconds": 0.1}
+    jobs.run(spec)
+    spec["output"] = {"path": str(tmp_path / "split"), "unit_bytes": 400_000}
+    report = jobs.run(spec)
+    assert report.units > 4
+    assert report.inputs == 2
+    whole, split = rows(tmp_path / "whole"), rows(tmp_path / "split")
+    assert whole.keys() == split.keys()
+    assert len(whole) > 20
+    for name, vector in whole.items():
+        np.testing.assert_allclose(split[name], vector, atol=1e-5)
+
+
+def test_the_callers_columns_come_along(clips: Path, local_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(
+        "uri,start_seconds,end_seconds,label,split,speaker\n"
+        "vp9.webm,0.5,1.5,run;jump,test,7\n"
+        "vp9.webm,1.5,2.0,sit,train,8\n"
+    )
+    spec = embed_spec(tmp_path, tmp_path / "out")
+    spec["input"] = {"path": str(tmp_path / "list.csv"), "root": str(clips)}
+    spec["sampling"] = {**SMALL, "clips": 1}
+    jobs.run(spec)
+    first, second = pq.read_table(tmp_path / "out" / "embeddings").to_pylist()
+    assert first["clip_id"].startswith("vp9.webm@0.5-1.5#")
+    assert (first["labels"], first["split"], first["speaker"]) == (["run", "jump"], "test", 7)
+    assert (second["labels"], second["speaker"]) == (["sit"], 8)
+    assert 0.5 <= first["start_seconds"] < first["end_seconds"] <= 1.5
+
+
+def test_an_input_that_kills_its_decoder_is_left_out_and_its_neighbours_are_not(
+    clips: Path, local_ray: None, tmp_path: Path
+) -> None:
+    """The decoder is made to die, as by a segmentation fault, on one file."""
+    for name in ("vp9.webm", "h264.ts", "h264_bframes.mp4"):
+        shutil.copy(clips / name, tmp_path)
+    shutil.copy(clips / "vp9.webm", tmp_path / "murder.webm")
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import json, os, signal, sys\n"
+        "import pipeline.stages as stages\n"
+        "import jobs\n"
+        "read = stages.read_clips\n"
+        "def deadly(place, *rest):\n"
+        "    if place.path.endswith('murder.webm'):\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return read(place, *rest)\n"
+        "class Decode(stages.Decode):\n"
+        "    def __call__(self, units):\n"
+        "        import pipeline.stages\n"
+        "        pipeline.stages.read_clips = deadly\n"
+        "        return super().__call__(units)\n"
+        "import jobs.embed\n"
+        "jobs.embed.Decode = Decode\n"
+        "jobs.run(json.loads(sys.argv[1]))\n"
+    )
+    spec = embed_spec(tmp_path, tmp_path / "out", failure={"attempts": 2})
+    spec["input"] = {"path": str(tmp_path)}
+    spec["output"]["unit_bytes"] = 1 << 30
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(script), json.dumps(spec)], check=True, env=environment, timeout=240)
+    (failure,) = pq.read_table(tmp_path / "out" / "failures").to_pylist()
+    assert (failure["uri"], failure["reason"], failure["attempts"]) == ("murder.webm", "crashed", 2)
+    assert len(rows(tmp_path / "out")) == 6
+    assert verify(str(tmp_path / "out")).problems == []
+
+
+def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path, tmp_path: Path) -> None:
+    """SIGKILL to the driver and everything it started, as soon as some clips are committed."""
+    output = tmp_path / "out"
+    (tmp_path / "spec.json").write_text(json.dumps(embed_spec(corpus, output)))
+    command = [sys.executable, "-m", "jobs", "run", str(tmp_path / "spec.json")]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(json.loads(path.read_text())["clips"] for path in output.glob("commits/*.json")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240)
+    assert json.loads((output / "report.json").read_text())["new_clips"] < 23
+    assert verify(str(output)).problems == []
+    first_rows, second_rows = rows(embedded), rows(output)
+    assert first_rows.keys() == second_rows.keys()
+    for name, vector in first_rows.items():
+        np.testing.assert_array_equal(vector, second_rows[name])
+
+
+def test_a_second_writer_is_refused(corpus: Path, tmp_path: Path) -> None:
+    from pipeline.commits import only_writer
+
+    with only_writer(str(tmp_path / "out")), pytest.raises(SpecError, match="another run is writing to it"):
+        jobs.run(embed_spec(corpus, tmp_path / "out"))
+
+
+def test_ray_is_left_as_it_was(local_ray: None) -> None:
+    assert ray.is_initialized()

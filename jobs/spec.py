@@ -61,7 +61,10 @@ class Architecture(Frozen):
                 self.name, frames=sampling.frames, size=size, filter=sampling.filter, clip=self.clip
             )
         except ValueError as error:
-            raise SpecListError([str(error)]) from None
+            text = str(error)
+            # What the models call frames, size and filter is this spec's sampling.
+            owner = "" if text.startswith("model.") else "sampling."
+            raise SpecListError([owner + text]) from None
 
 
 class Model(Architecture):

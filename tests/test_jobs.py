@@ -169,7 +169,9 @@ def test_too_many_failures_end_the_job(corpus: Path, local_ray: None, tmp_path: 
     for name in ("empty.mp4", "text.mkv", "h264.ts"):
         shutil.copy(corpus / name, tmp_path)
     spec = embed_spec(tmp_path, tmp_path / "out", failure={"max_failed_fraction": 0.5})
-    with pytest.raises(RuntimeError, match=r"2 of 3 inputs failed, more than failure.max_failed_fraction = 0.5"):
+    with pytest.raises(
+        RuntimeError, match=r"2 of 3 inputs failed, more than failure.max_failed_fraction = 0.5"
+    ):
         jobs.run(spec)
 
 

@@ -1,0 +1,116 @@
+"""The command line: one line per mistake, exit codes that scripts can use, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.__main__ import main
+
+SPEC = {
+    "version": 1, "kind": "embed", "sampling": {"frames": 20, "height_px": 64, "width_px": 96},
+    "model": {"name": "tubevit-tiny"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def spec(clips: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "spec.yaml"
+    values = {**SPEC, "input": {"path": str(clips)}, "output": {"path": str(tmp_path / "out")}}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run a command; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tubelet", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sampling.frmes=3", "sampling.frmes = 3: unknown key; did you mean 'frames'?"),
+        ("sampling.frames=many", "sampling.frames = 'many': input should be a valid integer"),
+        ("model.name=tubvit-b16", "model.name = 'tubvit-b16': no such model; did you mean 'tubevit-b16'?"),
+        ("model.checkpoint=/no/where", "model.checkpoint = '/no/where'"),
+        ("model={name: clip, clip: {arch: ViT-B-61}}", "model.clip.arch = 'ViT-B-61'"),
+        ("model={name: clip, clip: {pretrained: laion}}", "model.clip.pretrained = 'laion'"),
+        ("input.path=EMPTY", "no video or image in it"),
+        ("input.path=/no/where", "input.path = '/no/where': no such file or folder"),
+        ("input={shards: EMPTY}", "sampled already"),
+        ("sampling.frames=8", "sampling.frames = 8: TubeViT's tubes need at least 20 frames"),
+        ("output.path=/dev/null/out", "output.path = '/dev/null/out': cannot be written to"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    spec: Path, tmp_path: Path, override: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    (tmp_path / "empty").mkdir()
+    override = override.replace("EMPTY", str(tmp_path / "empty"))
+    assert tubelet(monkeypatch, "run", spec, "--set", override) == 2
+    output = capfd.readouterr()
+    lines = [text for text in output.err.splitlines() if text]
+    assert len(lines) == 1
+    assert line in lines[0]
+    assert not output.out
+    assert not list((tmp_path / "out").glob("commits/*"))
+
+
+def test_shards_of_an_empty_folder(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    (tmp_path / "empty").mkdir()
+    changes = (f"input={{shards: {tmp_path}/empty}}", "sampling=null")
+    code = tubelet(monkeypatch, "run", spec, *(text for change in changes for text in ("--set", change)))
+    assert code == 2
+    assert "no shards in it" in capfd.readouterr().err
+
+
+def test_plan_says_what_a_run_would_do_and_writes_nothing(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    assert tubelet(monkeypatch, "plan", spec, "--set", "sampling.crops=3", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["inputs"], found["video views"], found["image views"]) == (12, 33, 3)
+    assert found["bytes of tubes"] == 33 * found["bytes per video view"] + 3 * found["bytes per image view"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_estimates_windows_from_headers(spec: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    assert tubelet(monkeypatch, "plan", spec, "--set", "sampling.every_seconds=0.5") == 0
+    assert "estimate from the headers of" in " ".join(capfd.readouterr().out.split())
+
+
+def test_models_lists_every_model(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    assert tubelet(monkeypatch, "models", "tubevit-b16", "--json") == 0
+    (summary,) = json.loads(capfd.readouterr().out)
+    assert (summary["tokens"], summary["bytes_per_clip"]) == (539, 583_296)
+    assert tubelet(monkeypatch, "models", "tubevit-b61") == 2
+    assert "did you mean" in capfd.readouterr().err
+
+
+def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    assert tubelet(monkeypatch, "schema") == 0
+    assert "EmbedSpec" in json.loads(capfd.readouterr().out)["$defs"]
+
+
+def test_verify_of_what_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    assert tubelet(monkeypatch, "verify", tmp_path) == 2
+    assert "not a run's output folder" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folder_without_permission(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert tubelet(monkeypatch, "run", spec, "--output", tmp_path / "locked" / "out") == 2
+    assert "cannot be written to" in capfd.readouterr().err

@@ -1,0 +1,117 @@
+"""From a spec to a cluster: cluster.yaml is what `ray up` takes, and `submit` runs a job on a real head."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+
+from jobs.cluster import submit
+from jobs.spec import load
+from pipeline.errors import SpecError
+from pipeline.verify import verify
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_cluster_yaml_is_what_ray_up_takes() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    validate_config(prepare_config(config))
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"]["CPU"] == 0
+    assert all(kind.get("min_workers", 0) <= kind.get("max_workers", 0) for kind in types.values())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A head of our own on loopback: own ports, own folder, own process group."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=3", "--node-ip-address=127.0.0.1",
+        f"--temp-dir={os.environ['RAY_TMPDIR']}/head",
+    ]  # fmt: skip
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # jobs start the head's `python`
+    environment = {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}
+    log = tmp_path_factory.mktemp("head") / "log"
+    with log.open("wb") as output, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        head = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=output, stderr=output
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                assert head.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            try:
+                head.wait(20)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(head.pid, signal.SIGKILL)
+
+
+def test_a_submitted_job_runs_to_its_end(job_server: str, clips: Path, tmp_path: Path) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    (tmp_path / "list.txt").write_text("vp9.webm\nh264_bframes.mp4\nnot there.mp4\n")
+    spec = load(
+        {
+            "version": 1, "kind": "shard", "models": [{"name": "tubevit-tiny"}],
+            "input": {"path": str(tmp_path / "list.txt"), "root": str(clips)},
+            "sampling": {"frames": 20, "height_px": 64, "width_px": 96, "stride": 1},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )  # fmt: skip
+    name = submit(spec, job_server, "first-job")
+    assert name == "first-job"
+    client = JobSubmissionClient(job_server)
+    deadline = time.monotonic() + 150
+    while (status := client.get_job_status(name)) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        assert time.monotonic() < deadline, client.get_job_logs(name)
+        time.sleep(0.5)
+    assert status == JobStatus.SUCCEEDED, client.get_job_logs(name)
+    assert "clips/s" in client.get_job_logs(name)
+    assert verify(str(tmp_path / "out")).problems == []
+    (failure,) = pq.read_table(tmp_path / "out" / "failures").to_pylist()
+    assert (failure["uri"], failure["reason"]) == ("not there.mp4", "unreadable")
+    with pytest.raises(SpecError, match="the job was not taken"):
+        submit(spec, job_server, "first-job")
+
+
+def test_no_job_server(tmp_path: Path) -> None:
+    spec = load(ROOT / "jobs" / "specs" / "quickstart.yaml")
+    with pytest.raises(SpecError, match="--address = .*the job was not taken"):
+        submit(spec, f"http://127.0.0.1:{free_port()}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -75,12 +75,11 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                     time.sleep(0.3)
             yield f"http://127.0.0.1:{port}"
         finally:
-            head.terminate()
-            try:
-                head.wait(20)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(head.pid, signal.SIGKILL)
+            mine = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+            for process in mine:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.wait()
 
 
 def test_a_submitted_job_runs_to_its_end(job_server: str, clips: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -158,9 +160,9 @@ def main() -> None:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         err.print(f"failed: {lines[-1].strip()}", style="red", highlight=False, markup=False, soft_wrap=True)
-        log = Path("tubelet-error.log")
+        log = Path(tempfile.gettempdir()) / f"tubelet-error-{os.getpid()}.log"
         log.write_text("".join(traceback.format_exception(error)))
-        err.print(f"the whole story is in {log.absolute()}", highlight=False, soft_wrap=True)
+        err.print(f"the whole story is in {log}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

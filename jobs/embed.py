@@ -49,6 +49,14 @@ class Encoder:
         except (ValueError, OSError) as error:
             raise SpecListError([str(error)]) from None
 
+    def fetch(self) -> None:
+        """Download weights here, once: a failure is then one line, not one on every worker."""
+        if self.model.checkpoint is None:
+            try:
+                models.fetch(self.model.name, clip=self.model.clip)
+            except ValueError as error:
+                raise SpecListError([str(error)]) from None
+
     def warnings(self) -> list[str]:
         """What a user must know of weights that mean nothing."""
         if self.model.checkpoint is not None:

@@ -134,8 +134,8 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> Frozen | None:
     old = load(yaml.safe_load((place / SPEC).read_bytes()))
     changed = list(difference(old.identity(), spec.identity()))
     if changed:
-        lines = [f"output.path = {run.uri!r}: belongs to another spec; choose a new folder, or undo:"]
-        raise SpecListError(lines + [f"  {line}" for line in changed])
+        shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
+        raise SpecError("output.path", run.uri, f"belongs to another spec ({shown}); choose a new folder")
     with place.filesystem.open_input_file((place / PLAN).path) as file:
         units = pq.read_table(file)
     values = json.loads(units.schema.metadata[METADATA])

@@ -39,6 +39,8 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress) -> Report:
         _announce(progress, source, encoder)
         begun, new_clips = time.monotonic(), 0
         if plan is None or not _finished(run, plan):
+            if encoder is not None:
+                encoder.fetch()
             progress.status("starting Ray ...")
             with connected(spec.ray.address) as room:
                 begun = time.monotonic()

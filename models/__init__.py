@@ -15,7 +15,7 @@ from pipeline.plan import Filter, Plan
 if TYPE_CHECKING:
     from models.model import Model
 
-__all__ = ["ClipConfig", "Summary", "check", "create", "describe", "names", "plan"]
+__all__ = ["ClipConfig", "Summary", "check", "create", "describe", "fetch", "names", "plan"]
 
 
 def names() -> list[str]:
@@ -84,6 +84,15 @@ def check(
     from models import build
 
     build.check(config, checkpoint=checkpoint)
+
+
+def fetch(name: str, *, clip: ClipConfig | None = None) -> None:
+    """Download the open_clip weights that `create` would, into this machine's cache. ValueError if it fails."""
+    config = registry.resolve(name, 32, (224, 224), "area", clip, adapter_layers=None, num_classes=None)
+    if config.clip is not None and config.clip.pretrained is not None:
+        from models import clip_weights
+
+        clip_weights.fetch(config.clip)
 
 
 def describe(

@@ -90,6 +90,26 @@ def check_source(config: ClipConfig) -> None:
         )
 
 
+def fetch(config: ClipConfig) -> None:
+    """Download a tag's weights into the cache of this machine, without reading them. ValueError in a line."""
+    check_source(config)
+    if _is_path(config):
+        return
+    import open_clip
+
+    try:
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(config.arch or "", config.pretrained))
+    except Exception as error:  # open_clip passes on whatever its downloaders raise
+        raise _no_download(config, error) from error
+
+
+def _no_download(config: ClipConfig, error: Exception) -> ValueError:
+    return ValueError(
+        f"{_source(config)}: open_clip could not load it ({_first_line(error)}); "
+        "give a local checkpoint file, or null for random weights"
+    )
+
+
 def rename(found: Mapping[str, Tensor], image_tower: Tower, source: str) -> dict[str, Tensor]:
     """A checkpoint's image tower in our names; keys without a counterpart stay, for `fit` to report."""
     found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
@@ -184,10 +204,7 @@ def _download(config: ClipConfig) -> Mapping[str, Tensor]:
             warnings.simplefilter("ignore")  # those of open_clip about text towers; ours were checked above
             model = open_clip.create_model(config.arch or "", pretrained=config.pretrained, weights_only=True)
     except Exception as error:  # open_clip passes on whatever its downloaders raise
-        raise ValueError(
-            f"{_source(config)}: open_clip could not load it ({_first_line(error)}); "
-            "give a local checkpoint file, or null for random weights"
-        ) from error
+        raise _no_download(config, error) from error
     return model.state_dict()
 
 

@@ -43,6 +43,7 @@ def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         ("model.checkpoint=/no/where", "model.checkpoint = '/no/where'"),
         ("model={name: clip, clip: {arch: ViT-B-61}}", "model.clip.arch = 'ViT-B-61'"),
         ("model={name: clip, clip: {pretrained: laion}}", "model.clip.pretrained = 'laion'"),
+        ("model={name: clip, clip: {arch: ViT-B-32-quickgelu, pretrained: openai}}", "could not load it"),
         ("input.path=EMPTY", "no video or image in it"),
         ("input.path=/no/where", "input.path = '/no/where': no such file or folder"),
         ("input={shards: EMPTY}", "sampled already"),
@@ -53,6 +54,10 @@ def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_bad_input_is_one_line_and_exit_code_2(
     spec: Path, tmp_path: Path, override: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
+    # No network in tests: a download fails at once.
+    monkeypatch.setattr(
+        "open_clip.download_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("no net"))
+    )
     (tmp_path / "empty").mkdir()
     override = override.replace("EMPTY", str(tmp_path / "empty"))
     assert tubelet(monkeypatch, "run", spec, "--set", override) == 2

@@ -36,11 +36,12 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress) -> Report:
         plan = frozen.read(run, spec)
         source = frozen.list_source(spec) if plan is None else None
         encoder = _encoder(spec, plan, source)
+        to_do = plan is None or not _finished(run, plan)
+        if to_do and encoder is not None:
+            encoder.fetch()
         _announce(progress, source, encoder)
         begun, new_clips = time.monotonic(), 0
-        if plan is None or not _finished(run, plan):
-            if encoder is not None:
-                encoder.fetch()
+        if to_do:
             progress.status("starting Ray ...")
             with connected(spec.ray.address) as room:
                 begun = time.monotonic()

@@ -87,7 +87,7 @@ def check(
 
 
 def fetch(name: str, *, clip: ClipConfig | None = None) -> None:
-    """Download the open_clip weights that `create` would, into this machine's cache. ValueError if it fails."""
+    """Download the open_clip weights that `create` reads into this machine's cache, or ValueError."""
     config = registry.resolve(name, 32, (224, 224), "area", clip, adapter_layers=None, num_classes=None)
     if config.clip is not None and config.clip.pretrained is not None:
         from models import clip_weights

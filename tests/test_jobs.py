@@ -22,6 +22,7 @@ import ray
 import jobs
 from jobs.cluster import connected
 from pipeline.errors import SpecError
+from pipeline.storage import locate
 from pipeline.verify import verify
 
 ROOT = Path(__file__).parent.parent
@@ -266,6 +267,40 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
     assert first_rows.keys() == second_rows.keys()
     for name, vector in first_rows.items():
         np.testing.assert_array_equal(vector, second_rows[name])
+
+
+def test_videos_in_s3_and_output_in_s3(clips: Path, tmp_path: Path) -> None:
+    """By way of a real S3 protocol server on loopback; the run is verified there, too."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        query = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in keys.items():
+                patch.setenv(name, value)
+            bucket = locate(f"s3://bucket?{query}").filesystem
+            bucket.create_dir("bucket")
+            for name in ("vp9.webm", "h264_bframes.mp4", "still.jpg"):
+                with bucket.open_output_stream(f"bucket/in/{name}") as stream:
+                    stream.write((clips / name).read_bytes())
+            spec = embed_spec(Path("x"), Path("y"))
+            spec["input"] = {"path": f"s3://bucket/in?{query}"}
+            spec["output"] = {"path": f"s3://bucket/out?{query}"}
+            (tmp_path / "spec.json").write_text(json.dumps(spec))
+            command = [sys.executable, "-m", "jobs", "run", str(tmp_path / "spec.json")]
+            for _ in range(2):  # the second one has nothing to do
+                subprocess.run(command, cwd=ROOT, env={**os.environ, **keys}, check=True, timeout=200)
+            verdict = verify(spec["output"]["path"])
+            assert (verdict.problems, verdict.rows) == ([], 5)
+            table = pq.read_table("bucket/out/embeddings", filesystem=bucket)
+            assert {uri.partition("#")[0] for uri in table["clip_id"].to_pylist()} == {
+                "vp9.webm", "h264_bframes.mp4", "still.jpg",
+            }  # fmt: skip
+    finally:
+        server.stop()
 
 
 def test_a_second_writer_is_refused(corpus: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress) -> Report:
                 if frozen.write_pending(run, plan):
                     new_clips = _work(run, plan, spec, _pools(spec, run, plan, encoder, room), progress)
                 _publish(spec, run)
+        assert plan is not None
         _clean(run)
         report = _report(spec, run, plan, time.monotonic() - begun, new_clips, progress.notes)
         report.write(run)

@@ -36,27 +36,25 @@ class Converter:
         top = (frame.height - height) * (1 - along if quarter_turns in (2, 3) else along)
         return int(top) & ~1, int(left) & ~1, height, width  # even: on a chroma sample
 
-    def write(
-        self, frame: av.VideoFrame, canvas: Canvas, sampling: Sampling, crop_index: int, target: np.ndarray
-    ) -> None:
-        """Write a frame's crop into `target`, uint8 (h, w, 3)."""
-        quarter_turns = frame.rotation // 90 % 4
+    def picture(
+        self, frame: av.VideoFrame, canvas: Canvas, sampling: Sampling, crop_index: int
+    ) -> np.ndarray:
+        """A frame's crop at the canvas' size, the right way up: uint8 (h, w, 3)."""
         key = (
             frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range,
             frame.rotation, canvas.frame_size, canvas.filter, crop_index,
         )  # fmt: skip
+        quarter_turns = frame.rotation // 90 % 4
+        height, width = canvas.frame_size[::-1] if quarter_turns % 2 else canvas.frame_size
         graph = self._graphs.get(key)
         if graph is None:
-            height, width = canvas.frame_size
-            size = (width, height) if quarter_turns % 2 else (height, width)
-            graph = _graph(frame, self.box(frame, sampling, crop_index), size, canvas.filter)
-            self._graphs[key] = graph
+            box = self.box(frame, sampling, crop_index)
+            graph = self._graphs[key] = _graph(frame, box, (height, width), canvas.filter)
         graph.vpush(frame)
         plane = graph.vpull().planes[0]
-        height, width = (target.shape[1::-1]) if quarter_turns % 2 else target.shape[:2]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        picture = rows[:, : width * CHANNELS].reshape(height, width, CHANNELS)
-        target[...] = np.rot90(picture, quarter_turns)
+        stored = rows[:, : width * CHANNELS].reshape(height, width, CHANNELS)
+        return np.rot90(stored, quarter_turns).copy()
 
 
 def _graph(

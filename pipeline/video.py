@@ -6,7 +6,7 @@ A frame leaves the codec straight at the size of its canvas, and only if the pla
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -61,56 +61,70 @@ def read_clips(
     """
     with Video(location) as video:
         clips = choose_clips(video.timeline, sampling, span_seconds, window)
-        slots = {canvas: plan.frames_of(canvas) for canvas in plan.canvases}
-        touched = sorted({t for ts in slots.values() for t in ts})
-        uses: dict[int, list[tuple[Clip, int]]] = {}
+        rows = {canvas: {t: t // canvas.step for t in plan.frames_of(canvas)} for canvas in plan.canvases}
+        touched = sorted(set().union(*rows.values()))
+        uses: dict[int, list[tuple[_Filling, int]]] = {}
         for clip in clips:
+            filling = _Filling(clip, len(touched))
             for t in touched:
-                uses.setdefault(int(clip.frames[t]), []).append((clip, t))
-        row_of = {canvas: {t: t // canvas.step for t in ts} for canvas, ts in slots.items()}
-        left = {clip.index: len(touched) for clip in clips}
-        views: dict[int, list[Pixels]] = {}
-        spare: list[dict[Canvas, np.ndarray]] = []
-        missing: dict[int, int] = {}
+                uses.setdefault(int(clip.frames[t]), []).append((filling, t))
         converter = Converter(video.sample_aspect_ratio)
+        spare: list[dict[Canvas, np.ndarray]] = []
         for position, frame in video.frames(sorted(uses)):
-            for clip, t in uses.pop(position):
+            # A frame that several clips show, or one clip several times, is converted once.
+            pictures: dict[tuple[int, Canvas], np.ndarray] = {}
+            for filling, t in uses.pop(position):
+                filling.left -= 1
                 if frame is None:
-                    missing.setdefault(clip.index, position)
-                elif clip.index not in missing:
-                    if clip.index not in views:
-                        views[clip.index] = [
-                            _blank(clip, k, video.timeline, plan, spare, converter.box(frame, sampling, k))
-                            for k in range(sampling.crops)
+                    filling.lost_at = position if filling.lost_at is None else filling.lost_at
+                elif filling.lost_at is None:
+                    if not filling.views:
+                        boxes = [converter.box(frame, sampling, k) for k in range(sampling.crops)]
+                        filling.views = [
+                            _blank(filling.clip, k, box, video.timeline, plan, spare)
+                            for k, box in enumerate(boxes)
                         ]
-                    for pixels in views[clip.index]:
-                        for canvas, rows in row_of.items():
-                            if t in rows:
-                                target = pixels.frames[canvas][rows[t]]
-                                converter.write(frame, canvas, sampling, pixels.crop_index, target)
-                left[clip.index] -= 1
-                if left[clip.index]:
-                    continue
-                done = views.pop(clip.index, [])
-                if clip.index in missing:
-                    seconds = video.timeline.seconds(int(video.timeline.pts[missing[clip.index]]))
-                    yield Lost(clip.index, MediaError("corrupt", "a frame cannot be decoded", seconds))
-                else:
-                    yield from done
-                spare.extend(pixels.frames for pixels in done)
+                    for view in filling.views:
+                        for canvas in (canvas for canvas in rows if t in rows[canvas]):
+                            key = (view.crop_index, canvas)
+                            if key not in pictures:
+                                pictures[key] = converter.picture(frame, canvas, sampling, view.crop_index)
+                            view.frames[canvas][rows[canvas][t]] = pictures[key]
+                if not filling.left:
+                    yield from _finished(filling, video.timeline)
+                    spare.extend(view.frames for view in filling.views)
         if video.tail_error is not None and window[1] is None:
             seconds = video.timeline.seconds(video.timeline.end_pts)
             yield Lost(None, MediaError("corrupt", f"cannot be read further: {video.tail_error}", seconds))
 
 
+@dataclass
+class _Filling:
+    """A clip whose frames are coming in: how many are still to come, and where one was missing."""
+
+    clip: Clip
+    left: int
+    views: list[Pixels] = field(default_factory=list)
+    lost_at: int | None = None
+
+
+def _finished(filling: _Filling, timeline: Timeline) -> Iterator[Pixels | Lost]:
+    if filling.lost_at is None:
+        yield from filling.views
+    else:
+        seconds = timeline.seconds(int(timeline.pts[filling.lost_at]))
+        yield Lost(filling.clip.index, MediaError("corrupt", "a frame cannot be decoded", seconds))
+
+
 def _blank(
     clip: Clip,
     crop_index: int,
+    crop: tuple[int, int, int, int],
     timeline: Timeline,
     plan: Plan,
     spare: list[dict[Canvas, np.ndarray]],
-    crop: tuple[int, int, int, int],
 ) -> Pixels:
+    """A view with nothing in it yet, in memory that an earlier one has left, if there is some."""
     if spare:
         frames = spare.pop()
     else:

@@ -51,7 +51,7 @@ class Report:
             "videos and images": f"{self.inputs:,}",
             "clips": f"{self.clips:,}"
             + ("" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"),
-            "failures": f"{self.failures:,} of {self.failed_inputs:,} inputs{self._reasons()}",
+            "failures": self._failures(),
             "clips/s": f"{self.clips_per_second:.2f} over {self.wall_seconds:.1f} s",
             "decode": f"{self.decode_seconds:.1f} s of workers' time",
             "model": f"{self.model_seconds:.1f} s of workers' time",
@@ -63,9 +63,11 @@ class Report:
             table.add_row(name, value)
         return table
 
-    def _reasons(self) -> str:
-        counts = ", ".join(f"{count} {reason}" for reason, count in self.failures_by_reason.items())
-        return f" ({counts})" if counts else ""
+    def _failures(self) -> str:
+        if not self.failures:
+            return "none"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.failures_by_reason.items())
+        return f"{self.failures:,}, in {self.failed_inputs:,} of {self.inputs:,} inputs ({reasons})"
 
     def write(self, run: Run) -> None:
         """report.json, and the same table as a page."""

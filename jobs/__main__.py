@@ -49,7 +49,13 @@ def run(spec: SpecPath, set_: Overrides = None, output: Output = None) -> None:
     from jobs.report import Progress
     from jobs.runner import run_job
 
-    report = run_job(_load(spec, set_, output), Progress(err))
+    try:
+        report = run_job(_load(spec, set_, output), Progress(err))
+    except KeyboardInterrupt:
+        err.print("interrupted; what is committed stays, and the same command goes on from there")
+        # Everything is closed by now. Leaving in the usual way would join Ray's threads, and one that was
+        # interrupted while it started can crash the interpreter on its way out.
+        os._exit(130)
     out.print(report.table())
 
 
@@ -154,9 +160,6 @@ def main() -> None:
         for line in str(error).splitlines():
             err.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; what is committed stays, and the same command goes on from there")
-        sys.exit(130)
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         err.print(f"failed: {lines[-1].strip()}", style="red", highlight=False, markup=False, soft_wrap=True)

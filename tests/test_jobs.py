@@ -269,6 +269,23 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
         np.testing.assert_array_equal(vector, second_rows[name])
 
 
+def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(embed_spec(corpus, tmp_path / "out")))
+    command = [sys.executable, "-m", "jobs", "run", str(tmp_path / "spec.json")]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "starting Ray" not in said:
+        said = process.stderr.readline()
+        assert said
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "the same command goes on from there" in " ".join(output.split())
+    assert "Traceback" not in output
+
+
 def test_videos_in_s3_and_output_in_s3(clips: Path, tmp_path: Path) -> None:
     """By way of a real S3 protocol server on loopback; the run is verified there, too."""
     moto = pytest.importorskip("moto.server")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import SpecError
 
@@ -75,7 +76,7 @@ def plan(
         return
     table = Table(show_header=False)
     for name, value in found.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name, Text(f"{value:,}" if isinstance(value, int) else str(value)))
     out.print(table)
 
 
@@ -118,7 +119,7 @@ def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's ou
 
     found = check(folder)
     for problem in found.problems:
-        out.print(problem, style="red", highlight=False, soft_wrap=True)
+        out.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     out.print(
         f"{found.units} units, {found.rows:,} rows, {found.failures:,} failures, {found.files} files: "
         + (f"{len(found.problems)} problems" if found.problems else "all well"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from pipeline.errors import SpecError
 
 @dataclass(frozen=True)
 class Room:
-    """What a cluster has for the workers of a job."""
+    """What a cluster has for the workers of a job; one that may grow can take more than it has now."""
 
     nodes: int
     cpus: float
     gpus: float
+    may_grow: bool = False
 
 
 @contextmanager
@@ -53,18 +55,29 @@ def connected(address: str | None) -> Iterator[Room]:
                 ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
         else:
             try:
-                ray.init(address, **quiet)
-            except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+                _answers(address)
+                with _muted():
+                    ray.init(address, **quiet)
+            except (OSError, ValueError, ray.exceptions.RayError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         total = ray.cluster_resources()
         nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-        yield Room(max(1, nodes), max(1.0, total.get("CPU", 1.0) - 1), total.get("GPU", 0.0))
+        yield Room(
+            max(1, nodes), max(1.0, total.get("CPU", 1.0) - 1), total.get("GPU", 0.0), address is not None
+        )
     finally:
         if mine:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raise OSError within seconds where Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
@@ -97,6 +110,12 @@ def submit(spec: ShardSpec | EmbedSpec, address: str, submission_id: str | None 
     """
     from ray.job_submission import JobSubmissionClient
 
+    paths = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path, spec.input.shards)
+    for field, path in (("output.path", spec.output.path), *(("input", path) for path in paths)):
+        if path is not None and "://" not in path and not Path(path).is_absolute():
+            raise SpecError(
+                field, path, "a relative path means nothing on a cluster; give a URI or a full path"
+            )
     with tempfile.TemporaryDirectory() as folder:
         for package in (pipeline, models, jobs):
             source = Path(str(package.__file__)).parent

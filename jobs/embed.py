@@ -134,7 +134,8 @@ class Embed:
             finite = np.isfinite(embeddings).all(axis=1)
             for row in np.flatnonzero(~finite):
                 uri, view = batch["uri"][row].as_py(), batch["view_index"][row].as_py()
-                failures.append(Failure(uri, "embed", "model_error", "embedding is not finite", clip=view))
+                message = f"the embedding of view {view} is not finite"
+                failures.append(Failure(uri, "embed", "model_error", message))
             column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
             schema = pa.schema([*fields, pa.field("embedding", column.type, nullable=False)])
             columns = [*(batch[field.name] for field in fields), column]
@@ -170,9 +171,9 @@ def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
     assert spec.input.shards is not None
     sets: dict[Media, ShardSet] = {}
     for name, files in shard_files(locate(spec.input.shards, "input.shards")).items():
-        shards = ShardSet([ShardReader(file) for file in files])
+        shards = ShardSet(files)
         still = shards.plan.clip_frames == 1 and shards.sampling.frames > 1
-        media: Media = "image" if still else "video"
+        media: Media = "image" if name == "image" or still else "video"
         wanted = media_plans(spec.model.plan(shards.sampling))
         if media not in wanted:
             raise SpecError("model.name", spec.model.name, f"takes no images, but {name} holds some")
@@ -185,12 +186,12 @@ def freeze_shards(root: str, sets: dict[Media, ShardSet], unit_bytes: int) -> pa
     """Units of consecutive shard rows, of about `unit_bytes` each; a unit lies in one shard."""
     rows: list[dict[str, Any]] = []
     folder = locate(root, "input.shards").path
-    for media, shards in sorted(sets.items(), reverse=True):
+    for media, shards in sorted(sets.items(), reverse=True):  # videos first
         most = max(1, unit_bytes // shards.plan.bytes_per_clip)
-        for shard in shards.shards:
-            uri = shard.location.path.removeprefix(f"{folder}/")
-            for first in range(0, len(shard), most):
-                stop = min(len(shard), first + most)
+        for number, file in enumerate(shards.files):
+            uri, count = file.location.path.removeprefix(f"{folder}/"), shards.rows_of(number)
+            for first in range(0, count, most):
+                stop = min(count, first + most)
                 item = {"uri": uri, "first_row": first, "stop_row": stop}
                 rows.append({"unit": len(rows), "media": media, "clips": stop - first, "items": [item]})
     return pa.Table.from_pylist(rows)
@@ -205,20 +206,22 @@ def pools(
     """
     decode, model = spec.resources.decode, spec.resources.embed
     stored = spec.input.shards is not None
-    per_node = max(1, int(room.cpus / room.nodes))
-    if model.gpus if model.gpus is not None else room.gpus:
+    on_gpu = bool(model.gpus if model.gpus is not None else room.gpus)
+    cores = int(room.cpus / room.nodes)  # of a node
+    decoding = 0.0 if stored else float(max(1, cores // 4)) if cores > 1 else 0.5
+    if on_gpu:
         gpus = model.gpus or 1.0
+        cpus = model.cpus or 0.0  # its one thread mostly waits, and decoders want every core
         actors = model.actors or max(1, int(room.gpus / gpus))
-        cpus = model.cpus or 1.0
         threads = max(1, int(cpus))
     else:
-        gpus, actors = 0.0, model.actors or room.nodes
-        for_decoding = 0 if stored else max(1, per_node // 4)
-        cpus = model.cpus or max(1.0, per_node - for_decoding)
-        threads = int(model.cpus or per_node)
+        gpus = 0.0
+        cpus = model.cpus or max(0.5, cores - decoding)
+        actors = model.actors or max(1, min(room.nodes, int(room.cpus)))
+        threads = max(1, int(model.cpus or cores))
     embedders = Pool(Embed, (run, encoder, threads, cutting.root), actors, cpus, gpus)
     if stored:
         return [embedders]
-    decode_cpus = decode.cpus or 1.0
+    decode_cpus = decode.cpus or (1.0 if on_gpu else min(1.0, decoding))
     decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
     return [Pool(Decode, (run, cutting, session), decoders, decode_cpus), embedders]

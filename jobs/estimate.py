@@ -34,8 +34,9 @@ def estimate(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
     if source.corpus is not None and source.corpus.skipped:
         found["left out"] = ", ".join(f"{n} {suffix}" for suffix, n in sorted(source.corpus.skipped.items()))
     kinds = plan.units.group_by("media").aggregate([("clips", "sum")])
+    crops = plan.sampling.crops if source.corpus is not None else 1  # a shard's row is a view already
     views = {
-        media: clips * (plan.sampling.crops if source.corpus is not None else 1)
+        media: clips * crops
         for media, clips in zip(kinds["media"].to_pylist(), kinds["clips_sum"].to_pylist(), strict=True)
     }
     tube_bytes = 0
@@ -51,7 +52,7 @@ def estimate(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
     found["units of work"] = plan.units.num_rows
     # A unit is held once by the worker that cuts it and once on its way to the model.
     largest = max(
-        clips * plan.sampling.crops * plan.plans[media].bytes_per_clip
+        clips * crops * plan.plans[media].bytes_per_clip
         for media, clips in zip(plan.units["media"].to_pylist(), plan.units["clips"].to_pylist(), strict=True)
     )
     found["bytes of the largest unit"] = largest

@@ -20,7 +20,7 @@ from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardSet, shard_schema
-from pipeline.storage import atomic_file, write_atomic
+from pipeline.storage import atomic_file, locate, write_atomic
 from pipeline.tables import KNOWN
 
 PLAN = "plan.parquet"
@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenPlan:
     """The units of a job, in order, and what holds for all of them."""
 
     units: pa.Table
@@ -68,6 +68,11 @@ def fingerprint(spec: ShardSpec | EmbedSpec) -> str:
         identity["plan"] = spec.plan().digest
     else:
         identity["weights"] = _weights(spec)
+        if spec.input.shards is not None:
+            manifest = locate(spec.input.shards, "input.shards") / "manifest.json"
+            identity["shards"] = (
+                hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
+            )
         if spec.sampling is not None:
             identity["plan"] = spec.model.plan(spec.sampling).digest
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -84,7 +89,7 @@ def list_source(spec: ShardSpec | EmbedSpec) -> Source:
     return Source(corpus, None)
 
 
-def freeze_source(spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> Frozen:
+def freeze_source(spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> FrozenPlan:
     """Fix the units. `durations(root, inputs)` is asked only where clips are sliding windows."""
     if source.shards is not None:
         assert spec.input.shards is not None
@@ -92,7 +97,7 @@ def freeze_source(spec: ShardSpec | EmbedSpec, source: Source, durations: Durati
         first = next(iter(source.shards.values()))
         plans = {media: shards.plan for media, shards in source.shards.items()}
         rows = sum(len(shards) for shards in source.shards.values())
-        return Frozen(units, spec.input.shards, rows, first.sampling, plans)
+        return FrozenPlan(units, spec.input.shards, rows, first.sampling, plans)
     assert source.corpus is not None
     corpus, sampling = source.corpus, _sampling(spec)
     plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(sampling)
@@ -100,10 +105,10 @@ def freeze_source(spec: ShardSpec | EmbedSpec, source: Source, durations: Durati
     units = freeze(
         corpus, sampling, plans, spec.output.unit_bytes, lambda inputs: durations(corpus.root, inputs)
     )
-    return Frozen(units, corpus.root, corpus.inputs.num_rows, sampling, plans)
+    return FrozenPlan(units, corpus.root, corpus.inputs.num_rows, sampling, plans)
 
 
-def write(run: Run, spec: ShardSpec | EmbedSpec, frozen: Frozen) -> None:
+def write(run: Run, spec: ShardSpec | EmbedSpec, frozen: FrozenPlan) -> None:
     """Put the plan into the run's folder, then the spec, which makes the folder this job's."""
     values = {
         "fingerprint": run.fingerprint,
@@ -116,7 +121,7 @@ def write(run: Run, spec: ShardSpec | EmbedSpec, frozen: Frozen) -> None:
     write_atomic(run.place / SPEC, dump(spec).encode())
 
 
-def read(run: Run, spec: ShardSpec | EmbedSpec) -> Frozen | None:
+def read(run: Run, spec: ShardSpec | EmbedSpec) -> FrozenPlan | None:
     """The frozen plan that an earlier run of this job left in the folder; None if it is new.
 
     Raises:
@@ -145,10 +150,10 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> Frozen | None:
         )
     plans = {media: Plan.model_validate_json(json.dumps(plan)) for media, plan in values["plans"].items()}
     sampling = Sampling.model_validate_json(json.dumps(values["sampling"]))
-    return Frozen(units.replace_schema_metadata(None), values["root"], values["inputs"], sampling, plans)
+    return FrozenPlan(units.replace_schema_metadata(None), values["root"], values["inputs"], sampling, plans)
 
 
-def write_pending(run: Run, frozen: Frozen) -> int:
+def write_pending(run: Run, frozen: FrozenPlan) -> int:
     """Write the units that are not committed, for Ray to read; returns how many there are."""
     done = pa.array(sorted(run.committed()), pa.int64())
     pending = frozen.units.filter(pc.invert(pc.is_in(frozen.units["unit"], done)))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.commits import Receipt, Run
 from pipeline.storage import write_atomic
@@ -28,6 +29,7 @@ class Report:
     output: str
     units: int
     inputs: int
+    inputs_are: str
     failed_inputs: int
     clips: int
     failures: int
@@ -48,7 +50,7 @@ class Report:
     def table(self) -> Table:
         table = Table(show_header=False, title=f"{self.kind}: {self.model or 'shards'}", title_justify="left")
         rows = {
-            "videos and images": f"{self.inputs:,}",
+            self.inputs_are: f"{self.inputs:,}",
             "clips": f"{self.clips:,}"
             + ("" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"),
             "failures": self._failures(),
@@ -60,7 +62,7 @@ class Report:
         if self.kind == "shard":
             del rows["model"]
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # a path may well hold what looks like markup
         return table
 
     def _failures(self) -> str:
@@ -75,7 +77,7 @@ class Report:
         write_atomic(run.place / "report.json", json.dumps(values, indent=1).encode())
         page = Console(record=True, width=110, file=io.StringIO())
         for note in self.notes:
-            page.print(note)
+            page.print(note, markup=False)
         page.print(self.table())
         write_atomic(run.place / "report.html", page.export_html().encode())
 
@@ -92,7 +94,7 @@ class Progress:
     def note(self, text: str, style: str = "") -> None:
         """A line that also goes into the report."""
         self.notes.append(text)
-        self.console.print(text, style=style, highlight=False)
+        self.console.print(text, style=style, highlight=False, markup=False)
 
     def status(self, text: str) -> None:
         """What is being done now, if nothing is shown yet."""

@@ -28,6 +28,7 @@ from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
+from pipeline.storage import locate
 
 
 class Input(Frozen):
@@ -43,6 +44,8 @@ class Input(Frozen):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
+        if not self.path and self.path is not None:
+            raise ValueError("path is empty; name a folder, a glob, a file, a list of these, or a table")
         if (self.path is None) == (self.shards is None):
             raise ValueError("give either path (videos and images) or shards (a run's output folder)")
         return self
@@ -85,11 +88,11 @@ class Model(Architecture):
 class Output(Frozen):
     """path: the run's folder. unit_bytes: tubes in one unit of work, and so in one shard."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     unit_bytes: PositiveInt = 64 << 20
 
 
-class Pool(Frozen):
+class Workers(Frozen):
     """Workers of a stage; None is what the cluster has room for."""
 
     actors: PositiveInt | None = None
@@ -100,8 +103,8 @@ class Pool(Frozen):
 class Resources(Frozen):
     """object_store_bytes: what may wait between decoding and the model; None leaves it to Ray."""
 
-    decode: Pool = Pool()
-    embed: Pool = Pool()
+    decode: Workers = Workers()
+    embed: Workers = Workers()
     object_store_bytes: PositiveInt | None = None
 
 
@@ -128,6 +131,21 @@ class _Job(Frozen):
     resources: Resources = Resources()
     failure: FailurePolicy = FailurePolicy()
     ray: Cluster = Cluster()
+
+    def absolute(self) -> Self:
+        """The same job with paths that mean the same in every process of this machine."""
+        paths = self.input.path
+        given = {
+            "path": tuple(map(_absolute, paths)) if isinstance(paths, tuple) else _absolute(paths),
+            "root": _absolute(self.input.root),
+            "shards": _absolute(self.input.shards),
+        }
+        return self.model_copy(
+            update={
+                "input": self.input.model_copy(update=given),
+                "output": self.output.model_copy(update={"path": _absolute(self.output.path)}),
+            }
+        )
 
     def identity(self) -> dict[str, Any]:
         """What the output depends on: a run's folder takes no other spec than one with the same identity."""
@@ -163,6 +181,14 @@ class EmbedSpec(_Job):
     sampling: Sampling | None = None
     model: Model
 
+    def absolute(self) -> Self:
+        """See above; a checkpoint is a path, too, and a CLIP's weights are if there is such a file."""
+        clip = self.model.clip
+        if clip is not None and clip.pretrained is not None and Path(clip.pretrained).exists():
+            clip = clip.model_copy(update={"pretrained": _absolute(clip.pretrained)})
+        given = {"clip": clip, "checkpoint": _absolute(self.model.checkpoint)}
+        return super().absolute().model_copy(update={"model": self.model.model_copy(update=given)})
+
     @model_validator(mode="after")
     def _sampled_once(self) -> Self:
         if self.input.shards is not None and self.sampling is not None:
@@ -170,6 +196,10 @@ class EmbedSpec(_Job):
         if self.input.shards is None and self.sampling is None:
             object.__setattr__(self, "sampling", Sampling())
         return self
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else locate(path).path
 
 
 Spec = Annotated[ShardSpec | EmbedSpec, Field(discriminator="kind")]
@@ -208,9 +238,13 @@ def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()
         values = _override(values, override)
     try:
         # By way of JSON, because strict mode takes a JSON list for a tuple, but not a Python one.
-        return _SPEC.validate_json(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError("spec", str(source), f"cannot be written as JSON: {error}") from None
+    try:
+        return _SPEC.validate_json(text)
     except ValidationError as error:
-        raise SpecListError(list(_lines(error))) from None
+        raise SpecListError(_lines(error)) from None
 
 
 def schema() -> dict[str, Any]:
@@ -241,6 +275,9 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    quoted = text.strip()[:1] in {"'", '"', "{", "["}
+    if isinstance(value, str | dict | list) and not quoted:
+        value = text  # a bare word: YAML would end it at " #" and split it at ": "
     *path, last = name.split(".")
     values = dict(values)
     inner = values
@@ -251,33 +288,38 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     return values
 
 
-def _lines(error: ValidationError) -> Iterator[str]:
-    """Pydantic's findings as "field = value: what is wrong, and what would be right"."""
+def _lines(error: ValidationError) -> list[str]:
+    """Pydantic's findings as "field = value: what is wrong, and what would be right", one a field."""
+    said: dict[str, list[str]] = {}
     for found in error.errors(include_url=False):
-        path = [part for part in found["loc"] if part not in ("shard", "embed")]
+        kind = found["loc"][0] if found["loc"] else None
+        path = list(found["loc"][1:] if kind in ("shard", "embed") else found["loc"])
         # Of a union pydantic names the member it tried; that is no part of the field's name.
         path = [part for part in path if not re.search(r"[\[\]]|^(str|int|float)$", str(part))]
         name = ".".join(map(str, path)) or "spec"
         value = found["input"]
         shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+        context = found.get("ctx", {})
         match found["type"]:
             case "missing":
-                yield f"{name}: missing; this key is required"
+                field, text = name, "missing; this key is required"
             case "extra_forbidden":
-                yield f"{name}{shown}: unknown key; {_known(path)}"
+                field, text = name + shown, f"unknown key; {_known(kind, path)}"
             case "union_tag_not_found":
-                yield "kind: missing; choose 'shard' or 'embed'"
+                field, text = "kind", "missing; choose 'shard' or 'embed'"
             case "union_tag_invalid":
-                yield f"kind = {found['ctx']['tag']!r}: unknown; choose 'shard' or 'embed'"
+                field, text = f"kind = {context['tag']!r}", "unknown; choose 'shard' or 'embed'"
             case "value_error":
-                yield f"{name}{shown}: {found['ctx']['error']}"
+                field, text = name + shown, str(context["error"])
             case _:
-                yield f"{name}{shown}: {found['msg'][0].lower()}{found['msg'][1:]}"
+                field, text = name + shown, f"{found['msg'][0].lower()}{found['msg'][1:]}"
+        said.setdefault(field, []).append(text)
+    return [f"{field}: {' or '.join(dict.fromkeys(texts))}" for field, texts in said.items()]
 
 
-def _known(path: list[Any]) -> str:
+def _known(kind: Any, path: list[Any]) -> str:
     """The remedy for an unknown key: the nearest of the keys that may stand there, or all of them."""
-    kinds: list[type[BaseModel]] = [ShardSpec, EmbedSpec]
+    kinds: list[type[BaseModel]] = [ShardSpec if kind == "shard" else EmbedSpec]
     for part in path[:-1]:
         if isinstance(part, int):
             continue

@@ -7,6 +7,7 @@ that they are there. A unit without a record does not exist, and doing it again 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from pipeline.shards import FAILURES, failure_table
 from pipeline.storage import Location, atomic_file, locate, write_atomic
 
 PART_BYTES = 128 << 20
+JOINED = b"tubelet.joined"  # in a part's metadata: the unit files that it holds
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Receipt:
 
     unit: int
     inputs: int = 0
-    failed_inputs: int = 0
+    failed_inputs: int = 0  # that gave nothing at all
     clips: int = 0
     failures: int = 0
     decode_seconds: float = 0.0  # wall time inside the decoder, and inside the model
@@ -84,7 +86,6 @@ class Run:
             table = failure_table(failures, receipt.unit)
             receipt.files.append(self.write_table(f"failures/{self.name(receipt.unit)}.parquet", table))
         receipt.failures = len(failures)
-        receipt.failed_inputs = len({failure.uri for failure in failures})
         write_atomic(self.place / f"commits/{self.name(receipt.unit)}.json", receipt.to_json().encode())
 
     def committed(self) -> set[int]:
@@ -107,9 +108,7 @@ class Run:
         tables = [FAILURES.empty_table()]
         for file in manifest["files"]:
             if file["path"].startswith("failures/"):
-                place = self.place / file["path"]
-                with place.filesystem.open_input_file(place.path) as source:
-                    tables.append(pq.read_table(source))
+                tables.append(_read(self, file["path"]))
         return pa.concat_tables(tables)
 
     def publish(self, kind: str, files: Sequence[File], receipts: Sequence[Receipt]) -> None:
@@ -140,22 +139,50 @@ def parts(files: Sequence[File], part_bytes: int = PART_BYTES) -> list[list[File
 
 
 def compact(run: Run, index: int, files: Sequence[File]) -> File:
-    """Join Parquet files, in their order, into one part of `embeddings/`; again gives the same file."""
+    """Join Parquet files, in their order, into one part of `embeddings/`; again gives the same file.
+
+    If the files are gone, because an earlier call joined them, the part itself is measured, so that a lost
+    manifest can be built again.
+
+    Raises:
+        SpecError: the files are gone, and the part does not hold them.
+    """
     path = f"embeddings/part-{index:05d}-{run.fingerprint}.parquet"
+    joined = {JOINED: json.dumps([file.path for file in files])}
+    if not (run.place / files[0].path).exists():
+        return _measure(run, path, joined)
     rows = 0
     with atomic_file(run.place / path) as sink:
         writer = None
         for file in files:
-            place = run.place / file.path
-            with place.filesystem.open_input_file(place.path) as source:
-                table = pq.read_table(source)
-            writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
-            writer.write_table(table)
+            table = _read(run, file.path)
+            if writer is None:
+                writer = pq.ParquetWriter(sink, table.schema.with_metadata(joined), compression="zstd")
+            writer.write_table(table.replace_schema_metadata(joined))
             rows += table.num_rows
         if writer is not None:
             writer.close()
     written = sink.done()
     return File(path, rows, written.size_bytes, written.sha256)
+
+
+def _measure(run: Run, path: str, joined: dict[bytes, str]) -> File:
+    place = run.place / path
+    found = place.read_bytes() if place.exists() else b""
+    schema = pq.read_schema(pa.BufferReader(found)) if found else pa.schema([])
+    if (schema.metadata or {}).get(JOINED, b"").decode() != joined[JOINED]:
+        problem = (
+            f"{path} is lost, and its units are committed; delete commits/ and embeddings/, then run again"
+        )
+        raise SpecError("output.path", run.uri, problem)
+    rows = pq.read_metadata(pa.BufferReader(found)).num_rows
+    return File(path, rows, len(found), hashlib.sha256(found).hexdigest())
+
+
+def _read(run: Run, path: str) -> pa.Table:
+    place = run.place / path
+    with place.filesystem.open_input_file(place.path) as source:
+        return pq.read_table(source)
 
 
 @contextmanager

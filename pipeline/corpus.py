@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -68,7 +67,9 @@ def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
     """
     paths = (path,) if isinstance(path, str) else path
     skipped: dict[str, int] = {}
-    if len(paths) == 1 and suffix_of(paths[0]) in TABLE_SUFFIXES:
+    if not paths:
+        raise SpecError("input.path", path, "names nothing; give a folder, a glob, a file or a table")
+    if len(paths) == 1 and suffix_of(paths[0]) in TABLE_SUFFIXES and _is_file(paths[0]):
         base, inputs = root or _like(paths[0], _parent(locate(paths[0]).path)), read_table(paths[0])
     else:
         listed = [_list(one, skipped) for one in paths]
@@ -184,31 +185,60 @@ def _span_lengths(inputs: pa.Table, durations: Callable[[pa.Table], Iterable[flo
 def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
     """(folder where relative names start, files in order) of a folder, a glob or a file."""
     place = locate(path, "input.path")
-    info = place.info()
+    try:
+        info = place.info()
+    except (OSError, pa.ArrowException) as error:
+        raise SpecError("input.path", path, f"cannot be looked at: {error}") from None
     if info.type == pafs.FileType.File:
+        if suffix_of(path) in TABLE_SUFFIXES:
+            raise SpecError("input.path", path, "a table stands alone; join the tables into one")
         return _parent(place.path), [place.path]
     if info.type == pafs.FileType.NotFound and (wild := WILDCARD.search(place.path)):
-        found = sorted(str(match) for match in ArrowFSWrapper(place.filesystem).glob(place.path))
-        # As a shell does: a hidden file is matched only by a pattern that spells out its dot.
-        matches = [
-            m for m in found if "/." not in m.removeprefix(place.path[: wild.start()].rpartition("/")[0])
-        ]
-        if not matches:
+        found = ArrowFSWrapper(place.filesystem).glob(place.path, detail=True)
+        start = _parent(place.path[: wild.start()])
+        files = _media_only([name for name, one in found.items() if one["type"] == "file"], start, skipped)
+        if not found:
             raise SpecError("input.path", path, "the pattern matches no file")
-        return _parent(place.path[: wild.start()]), matches
+        return start, files
     if info.type != pafs.FileType.Directory:
         raise SpecError("input.path", path, "no such file or folder")
-    files = []
-    for file in place.files(recursive=True):
-        name = PurePosixPath(file.path)
-        if any(part.startswith(".") for part in name.relative_to(place.path).parts):
+    inside = _walk(place.path) if place.is_local else (i.path for i in place.files(recursive=True))
+    return place.path, _media_only(inside, place.path, skipped)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Every file below a local folder, links followed; one that dangles is a file, too, and fails later."""
+
+    def refuse(error: OSError) -> None:
+        raise SpecError("input.path", error.filename, f"cannot be listed ({error.strerror})")
+
+    for folder, inside, names in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder) + os.sep
+        # A link to a folder that this one lies in would be followed without end.
+        inside[:] = [d for d in inside if not real.startswith(os.path.realpath(f"{folder}/{d}") + os.sep)]
+        yield from (f"{folder.rstrip('/')}/{name}" for name in names)
+
+
+def _media_only(files: Iterable[str], folder: str, skipped: dict[str, int]) -> list[str]:
+    """Video and image files in order; hidden ones are passed over, others counted in `skipped`."""
+    media = []
+    for file in sorted(files):
+        if "/." in f"/{file.removeprefix(folder).lstrip('/')}":
             continue
-        suffix = name.suffix.lower()
+        suffix = suffix_of(file)
         if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-            files.append(file.path)
+            media.append(file)
         else:
             skipped[suffix or "no suffix"] = skipped.get(suffix or "no suffix", 0) + 1
-    return place.path, files
+    return media
+
+
+def _is_file(path: str) -> bool:
+    """False for a folder that is named like a table; what is not there is left to the reader to refuse."""
+    try:
+        return locate(path, "input.path").info().type == pafs.FileType.File
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _parent(path: str) -> str:

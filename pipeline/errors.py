@@ -11,7 +11,6 @@ Reason = Literal[
     "no_video",  # opens, but holds no picture stream that can be decoded
     "corrupt",  # breaks in mid-decode
     "too_short",  # fewer frames than the sampling asks for, and the end policy is "drop"
-    "too_large",  # over a limit
     "crashed",  # took its decoder process down, every time
     "model_error",  # the model's output for it is not finite
 ]

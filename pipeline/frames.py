@@ -30,6 +30,8 @@ SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 # A seek flushes the decoder; over fewer frames than this it is cheaper to go on decoding.
 WORTH_A_SEEK_FRAMES = 12
 REMOTE_READ_BYTES = 1 << 20
+# From demuxing a damaged file; PyAV gives an IndexError where a stream turns up that its header did not name.
+CANNOT_GO_ON = (FFmpegError, IndexError)
 
 av.logging.set_level(av.logging.PANIC)  # errors come back as exceptions; FFmpeg's own text is noise
 
@@ -85,16 +87,22 @@ class Video:
         runs = self._runs(np.asarray(positions, dtype=np.int64))
         while runs:
             start_pts, wanted = runs.popleft()
-            if start_pts is None:
-                self._reopen()
-            else:
-                self._container.seek(start_pts, stream=self._stream, backward=True, any_frame=False)
             try:
+                if start_pts is None:
+                    self._reopen()
+                else:
+                    self._seek(start_pts)
                 yield from self._decode(wanted)
             except _LandedLateError:
                 # Rare: this file cannot be sought exactly, so read what is left of it in order.
                 self._seekable = False
                 runs = deque([(None, np.concatenate([wanted, *(rest for _, rest in runs)]))])
+
+    def _seek(self, pts: int) -> None:
+        try:
+            self._container.seek(pts, stream=self._stream, backward=True, any_frame=False)
+        except FFmpegError:  # a damaged index
+            raise _LandedLateError from None
 
     def _index(self) -> None:
         """Read every packet's timestamp: sorted, they are those of the frames that will come out."""
@@ -122,7 +130,7 @@ class Video:
                     continue
                 pts.append(packet.pts)
                 end_pts = max(end_pts, packet.pts + (packet.duration or 0))
-        except FFmpegError as error:
+        except CANNOT_GO_ON as error:
             self.tail_error = _text(error)
         order = np.unique(np.array(pts, dtype=np.int64))
         self._counted = len(order) < len(pts)
@@ -142,7 +150,7 @@ class Video:
                     pts.extend(frame.pts for frame in packet.decode())
                 except FFmpegError as error:
                     self.tail_error = _text(error)
-        except FFmpegError as error:
+        except CANNOT_GO_ON as error:
             self.tail_error = _text(error)
         if not pts:
             reason: Reason = "corrupt" if self.tail_error else "no_video"
@@ -293,7 +301,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """The packets up to the end, or to where the file cannot be read further."""
     try:
         yield from container.demux(stream)
-    except FFmpegError:
+    except CANNOT_GO_ON:
         return
 
 

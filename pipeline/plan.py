@@ -26,7 +26,7 @@ Array = TypeVar("Array")
 class Frozen(BaseModel):
     """Data at rest: immutable, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Canvas(Frozen):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.errors import MediaError
 from pipeline.plan import Filter, Frozen
@@ -27,12 +27,12 @@ class Sampling(Frozen):
 
     frames: PositiveInt = 32
     stride: PositiveInt | None = None
-    fps: PositiveFloat | None = None
+    fps: Annotated[float, Field(ge=0.001)] | None = None
     height_px: PositiveInt = 224
     width_px: PositiveInt = 224
     filter: Filter = "area"
     clips: PositiveInt | None = None
-    every_seconds: PositiveFloat | None = None
+    every_seconds: Annotated[float, Field(ge=0.001)] | None = None
     crops: Literal[1, 3] = 1
     end: Literal["repeat", "loop", "drop"] = "repeat"
 

@@ -6,8 +6,8 @@ Any pyarrow opens one. `ShardReader` maps it and hands out the tubes of any plan
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -123,7 +123,8 @@ def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, crops: int)
     view = pixels.clip.index * crops + pixels.crop_index
     span = ""
     if item["start_seconds"] is not None or item["end_seconds"] is not None:
-        span = f"@{item['start_seconds'] or 0:g}-{'' if item['end_seconds'] is None else item['end_seconds']}"
+        start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
+        span = f"@{start}-{end}"
     return {
         **{k: v for k, v in item.items() if k not in ("first_clip", "stop_clip")},
         # Unique in a corpus and the same in every run: who, which frames, which view of them.
@@ -190,24 +191,22 @@ class ShardReader:
             raise SpecError("input.shards", path, f"cannot be opened as an Arrow file: {error}") from None
         self.schema: pa.Schema = self._file.schema
         self.plan, self.sampling = schema_plan(self.schema, path)
-        self._batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        count = self._file.num_record_batches
+        # Every batch but the last has as many rows as the first, so two of them tell all.
+        self._batch_rows = self._file.get_batch(0).num_rows if count else 1
+        self._rows = (count - 1) * self._batch_rows + self._file.get_batch(count - 1).num_rows if count else 0
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        yield from self._batches
+        return self._rows
 
     def rows(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows [start, stop): a view where they lie in one record batch, else a copy."""
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
         while start < stop:
-            offset = start - int(self._starts[first])
-            size = min(stop - start, self._batches[first].num_rows - offset)
-            parts.append(self._batches[first].slice(offset, size))
-            start, first = start + size, first + 1
+            number, offset = divmod(start, self._batch_rows)
+            size = min(stop - start, self._batch_rows - offset)
+            parts.append(self._file.get_batch(number).slice(offset, size))
+            start += size
         return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
     def tubes(self, wanted: Plan, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
@@ -234,61 +233,77 @@ def require(held: Plan, wanted: Plan, name: str) -> None:
         )
 
 
-class ShardSet:
-    """All shards of a folder, in order of their names, as one list of rows with one schema."""
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard that has not been opened; its rows, where a manifest tells them."""
 
-    def __init__(self, shards: Sequence[ShardReader]):
-        self.shards = list(shards)
-        self.schema = self.shards[0].schema
-        self.plan, self.sampling = self.shards[0].plan, self.shards[0].sampling
-        for shard in self.shards:
-            if not shard.schema.equals(self.schema, check_metadata=True):
-                name = shard.location.path
-                raise SpecError("input.shards", name, "differs in its schema from the others of its folder")
+    location: Location
+    rows: int | None
+
+
+class ShardSet:
+    """The shards of one set in order of their names, as one list of rows, each opened when needed."""
+
+    def __init__(self, files: Sequence[ShardFile]):
+        self.files = list(files)
+        first = self._open(0)
+        self.schema, self.plan, self.sampling = first.schema, first.plan, first.sampling
 
     def __len__(self) -> int:
-        return sum(len(shard) for shard in self.shards)
+        return sum(self.rows_of(number) for number in range(len(self.files)))
+
+    def rows_of(self, number: int) -> int:
+        rows = self.files[number].rows
+        return len(self._open(number)) if rows is None else rows
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """One row: its metadata, and {tube name: uint8 array} under "tubes"."""
-        for shard in self.shards:
-            if row < len(shard):
-                batch = shard.rows(row, row + 1)
-                names = [field.name for field in meta_fields(self.schema)]
-                tubes = tube_arrays(batch, self.plan)
-                return {**batch.select(names).to_pylist()[0], "tubes": {k: v[0] for k, v in tubes.items()}}
-            row -= len(shard)
+        left = row + len(self) if row < 0 else row
+        for number in range(len(self.files) if left >= 0 else 0):
+            if left >= self.rows_of(number):
+                left -= self.rows_of(number)
+                continue
+            shard = self._open(number)
+            if not shard.schema.equals(self.schema, check_metadata=True):
+                raise SpecError(
+                    "input.shards", shard.location.path, "differs in its schema from the first one"
+                )
+            batch = shard.rows(left, left + 1)
+            names = [field.name for field in meta_fields(self.schema)]
+            tubes = tube_arrays(batch, self.plan)
+            return {**batch.select(names).to_pylist()[0], "tubes": {k: v[0] for k, v in tubes.items()}}
         raise IndexError(row)
+
+    def _open(self, number: int) -> ShardReader:
+        return ShardReader(self.files[number].location)
 
 
 def open_dataset(folder: str) -> ShardSet:
-    """Open a shard set: a folder of .arrow files, or a run's output folder with one media in it."""
-    place = locate(folder, "input.shards")
-    found = shard_files(place)
+    """Open a shard set: a folder of .arrow files, or a run's output folder with one set in it."""
+    found = shard_files(locate(folder, "input.shards"))
     if len(found) > 1:
-        raise SpecError(
-            "input.shards",
-            folder,
-            f"holds several sets: {', '.join(found)}; open {folder}/shards/{min(found)}",
-        )
-    return ShardSet([ShardReader(location) for location in next(iter(found.values()))])
+        which = f"open one of {', '.join(f'{folder}/shards/{name}' for name in found)}"
+        raise SpecError("input.shards", folder, f"holds several sets; {which}")
+    return ShardSet(next(iter(found.values())))
 
 
-def shard_files(place: Location) -> dict[str, list[Location]]:
+def shard_files(place: Location) -> dict[str, list[ShardFile]]:
     """The shards of a folder by set: of one set's own folder, or of a run's output folder.
 
     A run's manifest is followed, so that files of an interrupted run are not taken for its output.
     """
     manifest = place / "manifest.json"
+    sets: dict[str, list[ShardFile]] = {}
     if manifest.exists():
-        sets: dict[str, list[Location]] = {}
         for file in json.loads(manifest.read_bytes())["files"]:
             if file["path"].endswith(".arrow"):
-                sets.setdefault(file["path"].split("/")[-2], []).append(place / file["path"])
+                found = ShardFile(place / file["path"], file["rows"])
+                sets.setdefault(file["path"].split("/")[-2], []).append(found)
     else:
-        files = [place / name for i in place.files() if (name := i.base_name).endswith(".arrow")]
-        sets = {place.path.rpartition("/")[2]: files} if files else {}
+        names = [info.base_name for info in place.files() if info.base_name.endswith(".arrow")]
+        if names:
+            sets[place.path.rpartition("/")[2]] = [ShardFile(place / name, None) for name in names]
     if not sets:
         hint = " (has its run finished?)" if (place / "shards").exists() and not manifest.exists() else ""
         raise SpecError("input.shards", place.path, f"no shards in it{hint}")
-    return {name: sorted(files, key=lambda f: f.path) for name, files in sorted(sets.items())}
+    return {name: sorted(files, key=lambda f: f.location.path) for name, files in sorted(sets.items())}

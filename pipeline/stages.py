@@ -11,16 +11,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from pyarrow import fs as pafs
 
 from pipeline.attempts import Attempts
 from pipeline.commits import File, Receipt, Run
 from pipeline.corpus import Media, open_input
-from pipeline.errors import Failure, MediaError, Stage
+from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import Rows, shard_schema
 from pipeline.storage import Location, atomic_file, version
-from pipeline.video import Lost, probe, read_clips
+from pipeline.video import Lost, Pixels, probe, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
 DECODED = pa.schema(
@@ -59,7 +60,9 @@ def run_pools(plan: Location, pools: Sequence[Pool], object_store_bytes: int | N
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
             object_store_memory=object_store_bytes
         )
-    units = ray.data.read_parquet(plan.path, filesystem=plan.filesystem)
+    # From its own folder, because Ray takes some characters of a path, such as "?", for a query.
+    folder, _, name = plan.path.rpartition("/")
+    units = ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem))
     units = units.repartition(target_num_rows_per_block=1)
     for pool in pools:
         units = units.map_batches(
@@ -96,7 +99,7 @@ def _probe_batch(rows: pa.Table, root: str) -> pa.Table:
 def probe_seconds(root: str, uri: str) -> float | None:
     try:
         return probe(open_input(root, uri)).duration_seconds
-    except MediaError:
+    except (MediaError, SpecError):
         return None
 
 
@@ -133,44 +136,74 @@ class Cutting:
         plan, sampling = self.plans[media], self._clips(media)
         rows = Rows(self.schema(media), plan, self.batch_rows)
         for number, item in enumerate(row["items"]):
-            receipt.inputs += item["first_clip"] == 0  # of a split video only the first part counts
-            uri = item["uri"]
-            deaths = attempts.deaths_of(number)
-            if deaths >= self.attempts:
-                message = f"its decoder process died {deaths} times"
-                failures.append(Failure(uri, "decode", "crashed", message, attempts=deaths))
-                continue
-            attempts.note(number)
+            made, lost = rows.count, len(failures)
             begun = time.perf_counter()
-            try:
-                for batch in self._input(item, plan, sampling, rows, failures):
-                    receipt.decode_seconds += time.perf_counter() - begun
-                    yield batch
-                    begun = time.perf_counter()
-            except MediaError as error:
-                stage: Stage = "open" if error.reason == "unreadable" else "decode"
-                failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
+            for batch in self._guarded(number, item, attempts, plan, sampling, rows, failures):
+                receipt.decode_seconds += time.perf_counter() - begun
+                yield batch
+                begun = time.perf_counter()
             receipt.decode_seconds += time.perf_counter() - begun
+            if item["first_clip"] == 0:  # of a split video only the first part counts
+                receipt.inputs += 1
+                receipt.failed_inputs += len(failures) > lost and rows.count == made
         if (batch := rows.flush()) is not None:
             yield batch
         receipt.clips = rows.count
 
-    def _input(
-        self, item: dict[str, Any], plan: Plan, sampling: Sampling, rows: Rows, failures: list[Failure]
+    def _guarded(
+        self,
+        number: int,
+        item: dict[str, Any],
+        attempts: Attempts,
+        plan: Plan,
+        sampling: Sampling,
+        rows: Rows,
+        failures: list[Failure],
     ) -> Iterator[pa.RecordBatch]:
-        place = open_input(self.root, item["uri"])
-        source_version = version(place.info())
-        span = (item["start_seconds"], item["end_seconds"])
-        for view in read_clips(place, sampling, plan, span, (item["first_clip"], item["stop_clip"])):
+        """One input; whatever it makes the libraries do is its failure, and not the job's end."""
+        uri, deaths = item["uri"], attempts.deaths_of(number)
+        if deaths >= self.attempts:
+            message = f"its decoder process died {deaths} times"
+            failures.append(Failure(uri, "decode", "crashed", message, attempts=deaths))
+            return
+        attempts.note(number)
+        views = self._views(item, plan, sampling)
+        while True:
+            try:
+                source_version, view = next(views)
+            except StopIteration:
+                return
+            except MediaError as error:
+                stage: Stage = "open" if error.reason == "unreadable" else "decode"
+                failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
+                return
+            except MemoryError:
+                raise  # says something of the machine, and nothing of the input
+            except Exception as error:
+                reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"
+                message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                failures.append(Failure(uri, "decode", reason, message))
+                return
             if isinstance(view, Lost):
-                error = view.error
+                lost = view.error
                 failures.append(
-                    Failure(
-                        item["uri"], "decode", error.reason, str(error), error.position_seconds, view.clip
-                    )
+                    Failure(uri, "decode", lost.reason, str(lost), lost.position_seconds, view.clip)
                 )
             elif (batch := rows.add(item, source_version, view, sampling.crops)) is not None:
                 yield batch
+
+    def _views(
+        self, item: dict[str, Any], plan: Plan, sampling: Sampling
+    ) -> Iterator[tuple[str, Pixels | Lost]]:
+        """(what the file's content is known by, view) for each view of an input."""
+        try:
+            place = open_input(self.root, item["uri"])
+            source_version = version(place.info())
+        except (SpecError, OSError, pa.ArrowException) as error:
+            raise MediaError("unreadable", " ".join(str(error).split())) from error
+        span = (item["start_seconds"], item["end_seconds"])
+        for view in read_clips(place, sampling, plan, span, (item["first_clip"], item["stop_clip"])):
+            yield source_version, view
 
 
 class Decode:

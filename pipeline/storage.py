@@ -43,9 +43,9 @@ class Location:
             return stream.read()
 
     def files(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
-        """The files under this folder, sorted by path; none if there is no such folder."""
+        """What lies under this folder, but for folders, by path: dangling links and pipes, too."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        found = [i for i in self.filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+        found = [i for i in self.filesystem.get_file_info(selector) if i.type != pafs.FileType.Directory]
         return sorted(found, key=lambda info: info.path)
 
     def delete(self) -> None:
@@ -59,12 +59,12 @@ def locate(uri: str, field: str = "uri") -> Location:
     package://name/folder is a file that an installed Python package ships; the package is not imported.
     """
     if "://" not in uri:
-        return Location(pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
+        return Location(pafs.LocalFileSystem(), _absolute(os.path.expanduser(uri)))  # noqa: PTH111 (Path makes "./~" a "~")
     scheme, rest = uri.split("://", 1)
     rest, _, query = rest.partition("?")
     bucket, _, key = rest.partition("/")
     if scheme == "file":
-        return Location(pafs.LocalFileSystem(), f"/{key}")
+        return Location(pafs.LocalFileSystem(), _absolute(f"/{key}"))
     if scheme == "package":
         found = importlib.util.find_spec(bucket) if bucket.isidentifier() else None
         if found is None or not found.submodule_search_locations:
@@ -76,6 +76,11 @@ def locate(uri: str, field: str = "uri") -> Location:
     except (pa.ArrowException, ValueError) as error:
         raise SpecError(field, uri, f"no filesystem for it ({error}); use a path, s3:// or gs://") from None
     return Location(filesystem, f"{base}/{key}".rstrip("/"))
+
+
+def _absolute(path: str) -> str:
+    """Without "." and ".."; links stay as they are, which Path.resolve would follow."""
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 def version(info: pafs.FileInfo) -> str:

@@ -29,14 +29,13 @@ KNOWN = {
 # Names that the outputs give a meaning of their own.
 RESERVED = frozenset(
     "clip_id source_version frame_pts time_base padded_frames crop view_index embedding first_clip stop_clip"
-    " media".split()
+    " first_row stop_row media".split()
 )
 
 
 def read_table(path: str) -> pa.Table:
+    """A table as its file has it, `uri` and `labels` by their names. SpecError if it cannot be used."""
     place = locate(path, "input.path")
-    if not place.exists():
-        raise SpecError("input.path", path, "no such file")
     suffix = suffix_of(path)
     try:
         with place.filesystem.open_input_file(place.path) as file:
@@ -45,7 +44,7 @@ def read_table(path: str) -> pa.Table:
             elif suffix in {".jsonl", ".ndjson"}:
                 table = pajson.read_json(file)
             elif suffix == ".txt":
-                lines = [line.strip() for line in file.read().decode().splitlines()]
+                lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
                 table = pa.table({"uri": [line for line in lines if line and not line.startswith("#")]})
             else:
                 table = pacsv.read_csv(
@@ -56,18 +55,24 @@ def read_table(path: str) -> pa.Table:
                     convert_options=pacsv.ConvertOptions(
                         column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
                         | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
+                        null_values=[""],  # "NA" and "null" may well be names
                         strings_can_be_null=True,
                         quoted_strings_can_be_null=False,
                     ),
                 )
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SpecError("input.path", path, f"cannot be read as {suffix}: {error}") from None
+        text = " ".join(str(error).split())
+        raise SpecError("input.path", path, f"cannot be read as {suffix}: {text}") from None
     return _named(table, path)
 
 
 def _named(table: pa.Table, path: str) -> pa.Table:
     """`path` may stand for `uri`, and one `label` for `labels`."""
-    columns = dict(zip(table.column_names, table.columns, strict=True))
+    names = [name.strip() for name in table.column_names]
+    columns = dict(zip(names, table.columns, strict=True))
+    if len(columns) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise SpecError("input.path", path, f"has two columns named '{double}'; rename one")
     if "uri" not in columns and "path" in columns:
         columns["uri"] = columns.pop("path")
     if "uri" not in columns:
@@ -77,9 +82,9 @@ def _named(table: pa.Table, path: str) -> pa.Table:
         raise SpecError("input.path", path, f"row {row + 1} has no uri")
     if "labels" not in columns and "label" in columns:
         columns["labels"] = columns.pop("label")
-    if "labels" in columns and not pa.types.is_list(columns["labels"].type):
+    if "labels" in columns and pa.types.is_string(columns["labels"].type):
         # "a;b" is two labels: a comma or a space may well be part of one
-        columns["labels"] = pc.split_pattern(columns["labels"].cast(pa.string()), ";")
+        columns["labels"] = pc.split_pattern(columns["labels"], ";")
     clash = sorted(RESERVED & columns.keys())
     if clash:
         raise SpecError("input.path", path, f"column '{clash[0]}' is a name of the output's own; rename it")
@@ -94,17 +99,48 @@ def complete(inputs: pa.Table) -> pa.Table:
             try:
                 columns[name] = inputs[name].cast(kind)
             except pa.ArrowException as error:
-                raise SpecError(
-                    "input.path", name, f"this column cannot be read as {kind}: {error}"
-                ) from None
+                text = " ".join(str(error).split())
+                raise SpecError("input.path", name, f"this column is not {kind}: {text}") from None
         else:
             columns[name] = pa.nulls(inputs.num_rows, kind)
-    suffixes = (suffix_of(uri) for uri in inputs["uri"].to_pylist())
+    suffixes = (suffix_of(uri) for uri in columns["uri"].to_pylist())
     columns["media"] = pa.array(["image" if s in IMAGE_SUFFIXES else "video" for s in suffixes])
     for name in inputs.column_names:
         if name not in KNOWN:
             columns[name] = inputs[name]
+            _carriable(name, inputs[name])
+    for name in ("start_seconds", "end_seconds"):
+        columns[name] = pc.if_else(pc.is_nan(columns[name]), None, columns[name])
+    _check_spans(columns["uri"], columns["start_seconds"], columns["end_seconds"])
     return pa.table(columns).combine_chunks()
+
+
+def _carriable(name: str, column: pa.ChunkedArray) -> None:
+    """Refuse a column that outputs could not hold, before anything is computed."""
+    try:
+        pq.write_table(pa.table({name: column[:1]}), pa.BufferOutputStream())
+        pa.array(column[:1].to_pylist(), column.type)
+        column[:1].take(pa.array(range(min(1, len(column)))))
+    except (pa.ArrowException, NotImplementedError) as error:
+        text = " ".join(str(error).split())
+        raise SpecError(
+            "input.path", name, f"a column of {column.type} cannot be carried along: {text}"
+        ) from None
+
+
+def _check_spans(uris: pa.ChunkedArray, starts: pa.ChunkedArray, ends: pa.ChunkedArray) -> None:
+    filled = pc.fill_null(starts, 0.0)
+    wrong = pc.or_(pc.less(filled, 0.0), pc.invert(pc.is_finite(filled)))
+    wrong = pc.or_(wrong, pc.fill_null(pc.less_equal(ends, filled), False))
+    wrong = pc.or_(wrong, pc.invert(pc.is_finite(pc.fill_null(ends, 0.0))))
+    row = pc.index(wrong, True).as_py()
+    if row >= 0:
+        span = f"{starts[row].as_py()} to {ends[row].as_py()} s"
+        raise SpecError(
+            "input.path",
+            uris[row].as_py(),
+            f"row {row + 1} spans {span}; it must begin at 0 or later and end after that",
+        )
 
 
 def refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:

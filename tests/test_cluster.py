@@ -18,12 +18,41 @@ import pytest
 import ray
 import yaml
 
-from jobs.cluster import submit
-from jobs.spec import load
+from jobs import embed
+from jobs.cluster import Room, connected, submit
+from jobs.spec import EmbedSpec, load
+from pipeline.commits import Run
 from pipeline.errors import SpecError
+from pipeline.sampling import Sampling
+from pipeline.stages import Cutting
 from pipeline.verify import verify
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("room", [Room(1, 1, 0), Room(1, 2, 0), Room(1, 15, 0), Room(2, 1, 0), Room(3, 11, 0),
+                                  Room(1, 1, 1), Room(1, 2, 2), Room(4, 63, 8)])  # fmt: skip
+@pytest.mark.parametrize("changes", [(), ("sampling=null", "input={shards: x}")])
+def test_default_workers_fit_every_room(room: Room, changes: tuple[str, ...]) -> None:
+    spec = load(ROOT / "jobs" / "specs" / "quickstart.yaml", changes)
+    assert isinstance(spec, EmbedSpec)
+    sampling = Sampling()
+    plan = spec.model.plan(sampling)
+    cutting = Cutting("/", sampling, {"video": plan}, (), 3, 16)
+    pools = embed.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, "s", room)
+    assert sum(pool.actors * pool.cpus for pool in pools) <= room.cpus
+    assert sum(pool.actors * pool.gpus for pool in pools) <= room.gpus
+    assert all(pool.actors >= 1 for pool in pools)
+
+
+def test_an_address_where_nothing_answers_is_told_at_once() -> None:
+    begun = time.monotonic()
+    with (
+        pytest.raises(SpecError, match=r"ray.address = .*no cluster answers there"),
+        connected(f"127.0.0.1:{free_port()}"),
+    ):
+        pass
+    assert time.monotonic() - begun < 30
 
 
 def test_cluster_yaml_is_what_ray_up_takes() -> None:
@@ -112,5 +141,8 @@ def test_a_submitted_job_runs_to_its_end(job_server: str, clips: Path, tmp_path:
 
 def test_no_job_server(tmp_path: Path) -> None:
     spec = load(ROOT / "jobs" / "specs" / "quickstart.yaml")
+    with pytest.raises(SpecError, match="output.path = 'runs/quickstart': a relative path means nothing"):
+        submit(spec, "http://127.0.0.1:1")
+    spec = load(ROOT / "jobs" / "specs" / "quickstart.yaml", (f"output.path={tmp_path}",))
     with pytest.raises(SpecError, match="--address = .*the job was not taken"):
         submit(spec, f"http://127.0.0.1:{free_port()}")

@@ -130,6 +130,9 @@ def test_a_text_list_and_a_root_of_its_own(folder: Path, tmp_path: Path) -> None
         ("uri,start_seconds\nx.mp4,soon\n", "cannot be read as .csv"),
         ("uri\nx.mp4\nx.mp4\n", "lists x.mp4 2 times"),
         ("uri,group\nx.mp4,1\n,2\n", "row 2 has no uri"),
+        ("uri,who,who\nx.mp4,1,2\n", "has two columns named 'who'; rename one"),
+        ("uri,start_seconds\nx.mp4,-1\n", "row 1 spans -1.0 to None s; it must begin at 0 or later"),
+        ("uri,start_seconds,end_seconds\ny.mp4,1,2\nx.mp4,3,2\n", "row 2 spans 3.0 to 2.0 s"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
@@ -137,6 +140,34 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(SpecError, match=message) as caught:
         read_corpus(str(tmp_path / "list.csv"))
     assert "\n" not in str(caught.value)
+
+
+def test_tables_are_taken_at_their_word(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("\ufeffuri, start_seconds,labels\nx.mp4,1.5,NA;null\n")
+    (row,) = read_corpus(str(tmp_path / "list.csv")).inputs.to_pylist()
+    assert (row["uri"], row["start_seconds"], row["labels"]) == ("x.mp4", 1.5, ["NA", "null"])
+
+
+def test_columns_that_no_output_can_hold_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"uri": "x.mp4", "meta": {}}\n')
+    with pytest.raises(SpecError, match="input.path = 'meta': a column of struct<> cannot be carried along"):
+        read_corpus(str(tmp_path / "list.jsonl"))
+
+
+def test_odd_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = uris(read_corpus(str(folder)))
+    (folder / "b" / "back").symlink_to(folder)  # a loop
+    assert uris(read_corpus(str(folder))) == expected
+    (folder / "b" / "back").unlink()
+    (folder / "z.mp4").symlink_to(folder / "nowhere.mp4")  # dangles: an input all the same, that fails later
+    assert uris(read_corpus(str(folder))) == [*expected, "z.mp4"]
+    (folder / "z.mp4").unlink()
+    for name in ("~", "-x", "a:b", "[x] #1 ?*", "list.csv"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a b%20'.mp4").write_bytes(b"x")
+        monkeypatch.chdir(tmp_path)
+        assert uris(read_corpus(f"./{name}")) == ["a b%20'.mp4"]
+    assert uris(read_corpus(f"{folder}/**")) == expected  # files alone, and only what can be embedded
 
 
 def test_nothing_there(tmp_path: Path) -> None:

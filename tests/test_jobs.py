@@ -166,14 +166,62 @@ def test_a_model_whose_plan_the_shards_do_not_hold_is_refused(sharded: Path, tmp
         jobs.run(spec)
 
 
+def test_workers_that_can_never_start_are_refused(corpus: Path, local_ray: None, tmp_path: Path) -> None:
+    for resources in ({"embed": {"gpus": 1.0}}, {"decode": {"actors": 1000}}):
+        with pytest.raises(SpecError, match=r"resources \(actors x .*this machine has"):
+            jobs.run(embed_spec(corpus, tmp_path / "out", resources=resources))
+
+
+def test_whatever_a_file_makes_the_libraries_do_is_its_row(
+    clips: Path, local_ray: None, tmp_path: Path
+) -> None:
+    """Names that no filesystem takes, and a column that changes its type on its way through Parquet."""
+    names = [
+        "http://nowhere/x.mp4",
+        "x" * 300 + ".mp4",
+        str(clips / "vp9.webm"),
+        str(clips / "one_frame.mp4/x.mp4"),
+    ]
+    table = pa.table({"uri": names, "when": pa.array([0, 1, 2, 3], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "list.parquet")
+    output = tmp_path / "out? [bold]"
+    report = jobs.run(embed_spec(tmp_path / "list.parquet", output))
+    assert (report.inputs, report.clips, report.failed_inputs) == (4, 2, 3)
+    assert {row["reason"] for row in pq.read_table(output / "failures").to_pylist()} == {"unreadable"}
+    assert verify(str(output)).problems == []
+    (output / "manifest.json").unlink()
+    assert jobs.run(embed_spec(tmp_path / "list.parquet", output)).clips == 2
+    assert verify(str(output)).problems == []
+
+
 def test_too_many_failures_end_the_job(corpus: Path, local_ray: None, tmp_path: Path) -> None:
     for name in ("empty.mp4", "text.mkv", "h264.ts"):
         shutil.copy(corpus / name, tmp_path)
     spec = embed_spec(tmp_path, tmp_path / "out", failure={"max_failed_fraction": 0.5})
-    with pytest.raises(
-        RuntimeError, match=r"2 of 3 inputs failed, more than failure.max_failed_fraction = 0.5"
-    ):
-        jobs.run(spec)
+    for _ in range(2):  # the second time there is nothing left to do, and it is still too many
+        with pytest.raises(
+            RuntimeError, match=r"2 of 3 inputs failed, more than failure.max_failed_fraction = 0.5"
+        ):
+            jobs.run(spec)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    spec["failure"]["max_failed_fraction"] = 0.7
+    assert jobs.run(spec).clips == 2
+
+
+def test_relative_paths_and_leftovers_of_killed_workers(
+    clips: Path, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have working directories of their own, so a relative path must not reach them."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(clips / "vp9.webm", tmp_path / "in")
+    for folder in ("commits", "units"):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+        (tmp_path / "out" / folder / ".x.abc.tmp").write_text("half")
+    monkeypatch.chdir(tmp_path)
+    report = jobs.run(embed_spec(Path("in"), Path("out")))
+    assert report.clips == 2
+    assert len(rows(tmp_path / "out")) == 2
+    assert verify("out").problems == []
 
 
 def test_windows_of_long_videos_are_split_over_units(clips: Path, local_ray: None, tmp_path: Path) -> None:

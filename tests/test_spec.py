@@ -32,11 +32,16 @@ def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
         ("model.clip.arc=x", "model.clip.arc = 'x': unknown key; did you mean 'arch'?"),
         ("sampling.frames=many", "sampling.frames = 'many': input should be a valid integer"),
         ("sampling.frames='32'", "sampling.frames = '32': input should be a valid integer"),
-        ("sampling.fps=-1", "sampling.fps = -1: input should be greater than 0"),
+        ("sampling.fps=-1", "sampling.fps = -1: input should be greater than or equal to 0.001"),
         ("sampling={stride: 1, fps: 2}", "sampling: stride and fps exclude each other; keep one"),
         ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed'"),
         ("input.path=null", "input: give either path (videos and images) or shards (a run's output folder)"),
         ("model=null", "model = None: input should be"),
+        ("input.path=3", "input.path = 3: input should be a valid string or input should be a valid array"),
+        ("input.path=''", "input: path is empty"),
+        ("resources.embed.gpu=1", "resources.embed.gpu = 1: unknown key; did you mean 'gpus'?"),
+        ("models=[]", "models: unknown key; did you mean 'model'?"),
+        ("sampling.every_seconds=.inf", "sampling.every_seconds = inf: input should be a finite number"),
         ("output.path", "--set = 'output.path': write it as a.b=value"),
     ],
 )
@@ -53,6 +58,11 @@ def test_every_mistake_is_told_at_once() -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert any(line.startswith("models: missing") for line in lines)
+
+
+@pytest.mark.parametrize("path", ["/data/my #1 videos", "a: b", "&x y", "2024-01-01", "it's", "[x"])
+def test_a_bare_word_is_taken_as_it_is(path: str) -> None:
+    assert load(GOOD, (f"output.path={path}",)).output.path == path
 
 
 def test_overrides_win_and_may_be_structured() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.attempts import Attempts
 from pipeline.commits import Receipt, Run, compact, parts
-from pipeline.errors import Failure
+from pipeline.errors import Failure, SpecError
 from pipeline.storage import Location, atomic_file, locate
 from pipeline.verify import verify
 
@@ -105,6 +105,19 @@ def test_each_harm_is_found_and_a_way_out_is_named(
     harm(Path(run.uri))
     problems = verify(run.uri).problems
     assert any(message in problem for problem in problems), problems
+
+
+def test_a_lost_manifest_is_built_again_from_the_parts(run: Run) -> None:
+    before = (Path(run.uri) / "manifest.json").read_bytes()
+    receipts = list(run.receipts())
+    files = [file for receipt in receipts for file in receipt.files]
+    data = [file for file in files if file.path.startswith("units/")]
+    (joined,) = [compact(run, index, group) for index, group in enumerate(parts(data))]
+    run.publish("embed", [joined, *(file for file in files if file not in data)], receipts)
+    assert (Path(run.uri) / "manifest.json").read_bytes() == before
+    lose_a_file(Path(run.uri))
+    with pytest.raises(SpecError, match="is lost, and its units are committed; delete commits/"):
+        compact(run, 0, data)
 
 
 def test_doubled_rows_are_found(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,6 +21,7 @@ from pydantic import (
 )
 
 import models
+from jobs.mistakes import explain
 from models import ClipConfig
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
@@ -244,7 +243,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()
     try:
         return _SPEC.validate_json(text)
     except ValidationError as error:
-        raise SpecListError(_lines(error)) from None
+        raise SpecListError(explain(error, {"shard": ShardSpec, "embed": EmbedSpec})) from None
 
 
 def schema() -> dict[str, Any]:
@@ -286,52 +285,3 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
         inner = inner[key]
     inner[last] = value
     return values
-
-
-def _lines(error: ValidationError) -> list[str]:
-    """Pydantic's findings as "field = value: what is wrong, and what would be right", one a field."""
-    said: dict[str, list[str]] = {}
-    for found in error.errors(include_url=False):
-        kind = found["loc"][0] if found["loc"] else None
-        path = list(found["loc"][1:] if kind in ("shard", "embed") else found["loc"])
-        # Of a union pydantic names the member it tried; that is no part of the field's name.
-        path = [part for part in path if not re.search(r"[\[\]]|^(str|int|float)$", str(part))]
-        name = ".".join(map(str, path)) or "spec"
-        value = found["input"]
-        shown = "" if isinstance(value, dict | list) else f" = {value!r}"
-        context = found.get("ctx", {})
-        match found["type"]:
-            case "missing":
-                field, text = name, "missing; this key is required"
-            case "extra_forbidden":
-                field, text = name + shown, f"unknown key; {_known(kind, path)}"
-            case "union_tag_not_found":
-                field, text = "kind", "missing; choose 'shard' or 'embed'"
-            case "union_tag_invalid":
-                field, text = f"kind = {context['tag']!r}", "unknown; choose 'shard' or 'embed'"
-            case "value_error":
-                field, text = name + shown, str(context["error"])
-            case _:
-                field, text = name + shown, f"{found['msg'][0].lower()}{found['msg'][1:]}"
-        said.setdefault(field, []).append(text)
-    return [f"{field}: {' or '.join(dict.fromkeys(texts))}" for field, texts in said.items()]
-
-
-def _known(kind: Any, path: list[Any]) -> str:
-    """The remedy for an unknown key: the nearest of the keys that may stand there, or all of them."""
-    kinds: list[type[BaseModel]] = [ShardSpec if kind == "shard" else EmbedSpec]
-    for part in path[:-1]:
-        if isinstance(part, int):
-            continue
-        annotations = [k.model_fields[part].annotation for k in kinds if part in k.model_fields]
-        kinds = [kind for annotation in annotations for kind in _models_in(annotation)]
-    known = sorted({name for kind in kinds for name in kind.model_fields})
-    near = difflib.get_close_matches(str(path[-1]), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known)}"
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)

@@ -30,6 +30,8 @@ SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 # A seek flushes the decoder; over fewer frames than this it is cheaper to go on decoding.
 WORTH_A_SEEK_FRAMES = 12
 REMOTE_READ_BYTES = 1 << 20
+# Decoders that heed `skip_frame` packet by packet. dav1d takes it once, when it opens, and for good.
+SKIPS_BY_PACKET = {"h264", "hevc", "mpeg4"}
 # From demuxing a damaged file; PyAV gives an IndexError where a stream turns up that its header did not name.
 CANNOT_GO_ON = (FFmpegError, IndexError)
 
@@ -197,12 +199,13 @@ class Video:
         broken_until: float = -math.inf
         count = -1
         context = self._stream.codec_context
+        skips = context.name in SKIPS_BY_PACKET and not self._counted
         for packet in _packets(self._container, self._stream):
             if sought:
                 if packet.pts is not None and packet.pts > pts[positions[0]]:
                     raise _LandedLateError
                 sought = False
-            if not self._counted:
+            if skips:
                 # Frames nothing refers to are dropped unread, unless they are wanted: bit-exact, and a
                 # fifth to a third cheaper where a stream has them.
                 context.skip_frame = "DEFAULT" if not packet.size or packet.pts in wanted_pts else "NONREF"

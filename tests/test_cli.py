@@ -84,8 +84,8 @@ def test_plan_says_what_a_run_would_do_and_writes_nothing(
 ) -> None:
     assert tubelet(monkeypatch, "plan", spec, "--set", "sampling.crops=3", "--json") == 0
     found = json.loads(capfd.readouterr().out)
-    assert (found["inputs"], found["video views"], found["image views"]) == (12, 33, 3)
-    assert found["bytes of tubes"] == 33 * found["bytes per video view"] + 3 * found["bytes per image view"]
+    assert (found["inputs"], found["video views"], found["image views"]) == (14, 39, 3)
+    assert found["bytes of tubes"] == 39 * found["bytes per video view"] + 3 * found["bytes per image view"]
     assert not (tmp_path / "out").exists()
 
 

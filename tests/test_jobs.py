@@ -68,13 +68,13 @@ def rows(folder: Path) -> dict[str, np.ndarray]:
 def embedded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "embedded"
     report = jobs.run(embed_spec(corpus, output))
-    assert (report.inputs, report.clips, report.failed_inputs) == (15, 23, 3)
+    assert (report.inputs, report.clips, report.failed_inputs) == (17, 27, 3)
     return output
 
 
 def test_every_decodable_file_is_embedded_and_every_other_one_named(embedded: Path) -> None:
     found = rows(embedded)
-    assert len(found) == 23
+    assert len(found) == 27
     assert all(vector.shape == (192,) and np.isfinite(vector).all() for vector in found.values())
     failures = {row["uri"]: row for row in pq.read_table(embedded / "failures").to_pylist()}
     assert failures.keys() == {"empty.mp4", "text.mkv", "cut.mp4"}
@@ -82,9 +82,24 @@ def test_every_decodable_file_is_embedded_and_every_other_one_named(embedded: Pa
     assert verify(str(embedded)).problems == []
 
 
+def test_real_files_are_all_accounted_for(shared: Path, local_ray: None, tmp_path: Path) -> None:
+    folders = [str(shared / name) for name in ("codecs", "mixed_clips", "asl_words", "bad")]
+    spec = embed_spec(Path("x"), tmp_path / "out", input={"path": folders}, sampling={**SMALL, "clips": 1})
+    report = jobs.run(spec)
+    files = {str(path.relative_to(shared)) for folder in folders for path in Path(folder).iterdir()}
+    embedded = {name.rpartition("#")[0] for name in rows(tmp_path / "out")}
+    failed = set(pq.read_table(tmp_path / "out" / "failures")["uri"].to_pylist())
+    assert report.inputs == len(files) == 54
+    assert embedded | failed == files
+    assert not embedded & failed
+    # One of the bad ones is not bad: a video of a single frame.
+    assert failed == {name for name in files if name.startswith("bad/")} - {"bad/minimal.mp4"}
+    assert verify(str(tmp_path / "out")).problems == []
+
+
 def test_a_run_leaves_its_spec_and_its_report(embedded: Path) -> None:
     report = json.loads((embedded / "report.json").read_text())
-    assert (report["clips"], report["failures"], report["failures_by_reason"]) == (23, 3, {"unreadable": 3})
+    assert (report["clips"], report["failures"], report["failures_by_reason"]) == (27, 3, {"unreadable": 3})
     assert report["decode_seconds"] > 0
     assert report["model_seconds"] > 0
     assert "randomly initialised" in report["notes"][0]
@@ -95,7 +110,7 @@ def test_a_run_leaves_its_spec_and_its_report(embedded: Path) -> None:
 def test_the_same_command_again_does_nothing(embedded: Path, corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
     report = jobs.run(embed_spec(corpus, embedded))
-    assert (report.clips, report.new_clips) == (23, 0)
+    assert (report.clips, report.new_clips) == (27, 0)
     assert {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()} == before
 
 
@@ -128,7 +143,7 @@ def sharded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFact
     spec = embed_spec(corpus, output, kind="shard", models=[{"name": "tubevit-tiny"}, {"name": "clip"}])
     del spec["model"]
     report = jobs.run(spec)
-    assert (report.clips, report.failed_inputs) == (23, 3)
+    assert (report.clips, report.failed_inputs) == (27, 3)
     return output
 
 
@@ -150,7 +165,7 @@ def test_embedding_from_shards_equals_embedding_from_videos(
     spec = embed_spec(sharded, tmp_path / "out", input={"shards": str(sharded)})
     del spec["sampling"]
     report = jobs.run(spec)
-    assert (report.clips, report.failures) == (23, 0)
+    assert (report.clips, report.failures) == (27, 0)
     assert verify(str(tmp_path / "out")).problems == []
     from_shards, from_videos = rows(tmp_path / "out"), rows(embedded)
     assert from_shards.keys() == from_videos.keys()
@@ -309,7 +324,7 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     subprocess.run(command, cwd=ROOT, check=True, timeout=240)
-    assert json.loads((output / "report.json").read_text())["new_clips"] < 23
+    assert json.loads((output / "report.json").read_text())["new_clips"] < 27
     assert verify(str(output)).problems == []
     first_rows, second_rows = rows(embedded), rows(output)
     assert first_rows.keys() == second_rows.keys()

@@ -77,6 +77,11 @@ def main(folder: Path) -> None:
     write(
         folder / "mpeg4_bframes.avi", "mpeg4", steady[:40], Fraction(1, 12800), options={"bf": "2", "g": "12"}
     )
+    write(
+        folder / "av1.mkv", "libsvtav1", steady[:40], tick, options={"crf": "45", "preset": "10", "g": "20"}
+    )
+    hevc = {"crf": "32", "preset": "veryfast", "x265-params": "log-level=none:keyint=16:bframes=3:pools=1"}
+    write(folder / "hevc.mp4", "libx265", steady[:40], tick, options=hevc)
     turned = {**small, "g": "16"}
     write(folder / "turned_90.mp4", "libx264", steady[:20], tick, options=turned, rotation=90)
     write(folder / "turned_180.mp4", "libx264", steady[:20], tick, options=turned, rotation=180)

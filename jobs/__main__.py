@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -50,13 +51,17 @@ def run(spec: SpecPath, set_: Overrides = None, output: Output = None) -> None:
     from jobs.report import Progress
     from jobs.runner import run_job
 
+    progress = Progress(err)
+    before = signal.signal(signal.SIGINT, progress.interrupt)
     try:
-        report = run_job(_load(spec, set_, output), Progress(err))
+        report = run_job(_load(spec, set_, output), progress)
     except KeyboardInterrupt:
         err.print("interrupted; what is committed stays, and the same command goes on from there")
         # Everything is closed by now. Leaving in the usual way would join Ray's threads, and one that was
         # interrupted while it started can crash the interpreter on its way out.
         os._exit(130)
+    finally:
+        signal.signal(signal.SIGINT, before)
     out.print(report.table())
 
 

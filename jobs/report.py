@@ -90,6 +90,12 @@ class Progress:
         self.notes: list[str] = []
         self._bar: Bar | None = None
         self._said = 0.0
+        self._interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """Handler of SIGINT: stop now, or at the next sign of progress if a library swallows it here."""
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def note(self, text: str, style: str = "") -> None:
         """A line that also goes into the report."""
@@ -100,7 +106,12 @@ class Progress:
         """What is being done now, if nothing is shown yet."""
         self.console.print(text, style="dim", highlight=False)
 
+    def _heed_interrupt(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def start(self, units: int, done_units: int) -> None:
+        self._heed_interrupt()
         self._units, self._done, self._made, self._failed = units, done_units, 0, 0
         self._begun = self._said = time.monotonic()
         if self.console.is_terminal:
@@ -112,6 +123,7 @@ class Progress:
             self._bar.start()
 
     def advance(self, receipt: Receipt) -> None:
+        self._heed_interrupt()
         self._done += 1
         self._made += receipt.clips
         self._failed += receipt.failures

@@ -129,9 +129,9 @@ def decoding(videos: str) -> None:
                 assert isinstance(view, Pixels)
                 cut(view.frames, plan)
 
-        floor = cpu_ms(lambda p=place.path, c=clip, t=pts: decode_only(p, c, t), 7)  # type: ignore[misc]
+        floor = cpu_ms(lambda p=place.path, c=clip, t=pts: decode_only(p, c, t), 7)
         mine = cpu_ms(ours, 7)
-        easy = cpu_ms(lambda p=place.path, c=clip, t=pts: from_the_start(p, c, t))  # type: ignore[misc]
+        easy = cpu_ms(lambda p=place.path, c=clip, t=pts: from_the_start(p, c, t))
         table.add_row(
             uri, f"{floor:.1f}", f"{mine:.1f}", f"{mine / floor:.2f}", f"{easy:.1f}", f"{easy / mine:.1f}"
         )
@@ -280,7 +280,7 @@ def on_ray(spec: EmbedSpec) -> dict[str, float]:
         measured.update(between_first_and_last(run_pools(*arguments), meter, receipts))
         return iter(receipts)
 
-    runner.run_pools = measuring  # type: ignore[assignment]
+    runner.run_pools = measuring
     try:
         runner.run_job(spec, Progress(Console(file=io.StringIO())))
     finally:

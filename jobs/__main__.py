@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, SpecListError
 
 if TYPE_CHECKING:
     from jobs.spec import EmbedSpec, ShardSpec
@@ -115,6 +116,43 @@ def models(
         images = "takes" if found[0].images else "does not take"
         out.print(f"{found[0].doc}; {images} images", highlight=False)
         out.print(str(registry.plan(name)), highlight=False)
+
+
+@app.command()
+def inspect(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or an image: a path, or a URI.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Whose tubes: `tubelet models` lists them.")],
+    output: Annotated[str, typer.Option(metavar="FILE.png", help="Where to draw: a .png or a .jpg.")],
+    frames: Annotated[int, typer.Option(help="Sampled frames of a clip.")] = 32,
+    stride: Annotated[int | None, typer.Option(help="Every so many frames of the video (2).")] = None,
+    fps: Annotated[float | None, typer.Option(help="Or so many frames a second.")] = None,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the canvas, in pixels.")] = "224x224",
+    filter: Annotated[str, typer.Option(help="Scaling: area, bilinear or bicubic.")] = "area",
+    end: Annotated[str, typer.Option(help="Past the end: repeat, loop or drop.")] = "repeat",
+    clips: Annotated[int, typer.Option(help="How many clips to spread over the video.")] = 1,
+    clip: Annotated[int | None, typer.Option(help="Which of them, from 0 on (the middle one).")] = None,
+    start_seconds: Annotated[float | None, typer.Option(help="Only what is shown from here on.")] = None,
+    end_seconds: Annotated[float | None, typer.Option(help="Only what is shown before.")] = None,
+) -> None:
+    """Draw the sampled frames of a clip, and on them what a model looks at: every tube's footprint."""
+    from pydantic import ValidationError
+
+    from jobs.drawing import inspect as draw_clip
+    from jobs.mistakes import explain
+    from pipeline.sampling import Sampling
+
+    asked = {"frames": frames, "stride": stride, "fps": fps, "filter": filter, "end": end, "clips": clips}
+    sides = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", size)
+    if sides is None:
+        raise SpecError("--size", size, "write it as HEIGHTxWIDTH in pixels, for example 224x224")
+    asked["height_px"], asked["width_px"] = map(int, sides.groups())
+    try:
+        sampling = Sampling.model_validate(asked)
+    except ValidationError as error:
+        # What is wrong with several options together begins with their names already.
+        raise SpecListError([f"--{line.removeprefix('spec: ')}" for line in explain(error, {})]) from None
+    drawn = draw_clip(video, model, output, sampling, clip, (start_seconds, end_seconds))
+    out.print(f"{output}: {drawn.width} x {drawn.height} px", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

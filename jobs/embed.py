@@ -224,4 +224,4 @@ def pools(
         return [embedders]
     decode_cpus = decode.cpus or (1.0 if on_gpu else min(1.0, decoding))
     decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
-    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus), embedders]
+    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share), embedders]

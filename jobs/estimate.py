@@ -9,7 +9,7 @@ import pyarrow as pa
 from jobs import frozen
 from jobs.embed import Encoder
 from jobs.spec import EmbedSpec, ShardSpec
-from pipeline.stages import probe_seconds
+from pipeline.probing import probe_seconds
 
 PROBED = 64  # inputs whose header is read where clips depend on how long a video is
 
@@ -22,7 +22,7 @@ def estimate(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
     def durations(root: str, inputs: pa.Table) -> list[float | None]:
         step = max(1, inputs.num_rows // PROBED)
         uris = inputs["uri"].to_pylist()[::step][:PROBED]
-        known = [s for uri in uris if (s := probe_seconds(root, uri)) is not None]
+        known = [s for uri in uris if (s := probe_seconds(root, uri, spec.limits)) is not None]
         probed.append(len(uris))
         usual = sum(known) / len(known) if known else None
         return [usual] * inputs.num_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
+from functools import partial
 
 import ray
 
@@ -16,8 +17,9 @@ from jobs.report import Progress, Report
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline.commits import Run, compact, only_writer, parts
 from pipeline.errors import SpecError
+from pipeline.probing import probe_durations
 from pipeline.shards import BATCH_ROWS
-from pipeline.stages import Cutting, Pool, probe_durations, run_pools
+from pipeline.stages import Cutting, Pool, run_pools
 from pipeline.storage import Location
 
 
@@ -49,7 +51,7 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress) -> Report:
                 begun = time.monotonic()
                 if plan is None:
                     assert source is not None
-                    plan = frozen.freeze_source(spec, source, probe_durations)
+                    plan = frozen.freeze_source(spec, source, partial(probe_durations, limits=spec.limits))
                     frozen.write(run, spec, plan)
                     plan = frozen.read(run, spec)  # as every later run will see it
                 assert plan is not None
@@ -98,7 +100,16 @@ def _pools(
 ) -> list[Pool]:
     session = uuid.uuid4().hex
     batch_rows = spec.model.batch_views if isinstance(spec, EmbedSpec) else BATCH_ROWS
-    cutting = Cutting(plan.root, plan.sampling, plan.plans, plan.extra, spec.failure.attempts, batch_rows)
+    cutting = Cutting(
+        plan.root,
+        plan.sampling,
+        plan.plans,
+        plan.extra,
+        spec.failure.attempts,
+        batch_rows,
+        spec.limits,
+        spec.resources.decode.hardware,
+    )
     if isinstance(spec, ShardSpec):
         return shard.pools(spec, run, cutting, session, room)
     assert encoder is not None

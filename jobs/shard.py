@@ -12,5 +12,6 @@ def pools(spec: ShardSpec, run: Run, cutting: Cutting, session: str, room: Room)
     """One stage: decoders, one a core, that write what they cut."""
     asked = spec.resources.decode
     cpus = asked.cpus or 1.0
-    actors = asked.actors or max(1, int(room.cpus / cpus))
-    return [Pool(Shard, (run, cutting, session), actors, cpus)]
+    most = room.cpus / cpus if not asked.share else min(room.cpus / cpus, room.gpus / asked.share)
+    actors = asked.actors or max(1, int(most))
+    return [Pool(Shard, (run, cutting, session), actors, cpus, asked.share)]

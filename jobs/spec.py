@@ -25,6 +25,7 @@ from jobs.mistakes import explain
 from models import ClipConfig
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
+from pipeline.limits import Hardware, Limits
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
 from pipeline.storage import locate
@@ -99,10 +100,21 @@ class Workers(Frozen):
     gpus: NonNegativeFloat | None = None
 
 
+class DecodeWorkers(Workers):
+    """hardware: "cuda" decodes on a GPU (NVDEC) what that can; a worker's share is `gpus`, or a tenth."""
+
+    hardware: Hardware | None = None
+
+    @property
+    def share(self) -> float:
+        """Of a GPU, for each worker."""
+        return self.gpus or (0.1 if self.hardware is not None else 0.0)
+
+
 class Resources(Frozen):
     """object_store_bytes: what may wait between decoding and the model; None leaves it to Ray."""
 
-    decode: Workers = Workers()
+    decode: DecodeWorkers = DecodeWorkers()
     embed: Workers = Workers()
     object_store_bytes: PositiveInt | None = None
 
@@ -110,7 +122,7 @@ class Resources(Frozen):
 class FailurePolicy(Frozen):
     """max_failed_fraction: more failed inputs than this end the job.
 
-    attempts: how often an input may take its decoder process down before it is left out.
+    attempts: how often an input is tried that takes its decoder process down or makes it hang.
     """
 
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -128,6 +140,7 @@ class _Job(Frozen):
     input: Input
     output: Output
     resources: Resources = Resources()
+    limits: Limits = Limits()
     failure: FailurePolicy = FailurePolicy()
     ray: Cluster = Cluster()
 
@@ -148,7 +161,7 @@ class _Job(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What the output depends on: a run's folder takes no other spec than one with the same identity."""
-        values = self.model_dump(mode="json", exclude={"resources", "failure", "ray"})
+        values = self.model_dump(mode="json", exclude={"resources", "limits", "failure", "ray"})
         del values["output"]["path"]
         return values
 

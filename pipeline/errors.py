@@ -10,6 +10,8 @@ Reason = Literal[
     "unreadable",  # missing, no permission, not a media file
     "no_video",  # opens, but holds no picture stream that can be decoded
     "corrupt",  # breaks in mid-decode
+    "too_large",  # more pixels, bytes or seconds than the limits allow
+    "timeout",  # took longer than the limits allow
     "too_short",  # fewer frames than the sampling asks for, and the end policy is "drop"
     "crashed",  # took its decoder process down, every time
     "model_error",  # the model's output for it is not finite

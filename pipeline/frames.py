@@ -1,4 +1,4 @@
-"""One open video or image file: when each of its frames is shown, and the frames themselves (PyAV).
+"""The frames of one open video or image file, by their position in its timeline (PyAV).
 
 Decoding is what costs, so what is wanted is sought rather than decoded from the start, and frames that
 neither the caller nor another frame needs are skipped unread.
@@ -6,7 +6,6 @@ neither the caller nor another frame needs are skipped unread.
 
 from __future__ import annotations
 
-import io
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,61 +14,77 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import pyarrow as pa
 from av.error import FFmpegError
-from av.stream import Disposition
-from pyarrow import fs as pafs
 
-from pipeline.errors import MediaError, Reason
-from pipeline.sampling import Timeline
+from pipeline.av1 import Skipper
+from pipeline.errors import MediaError
+from pipeline.index import read_index
+from pipeline.limits import Hardware, Limits
+from pipeline.media import CANNOT_GO_ON, Media, error_text
+from pipeline.sampling import Reach
 from pipeline.storage import Location
 
-# Containers whose seek to a key frame's own pts lands on it; any other is read from its start. MPEG-TS lands
-# late, and a GIF's frames are all marked as key frames though each builds on the one before.
-SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 # A seek flushes the decoder; over fewer frames than this it is cheaper to go on decoding.
 WORTH_A_SEEK_FRAMES = 12
-REMOTE_READ_BYTES = 1 << 20
 # Decoders that heed `skip_frame` packet by packet. dav1d takes it once, when it opens, and for good.
 SKIPS_BY_PACKET = {"h264", "hevc", "mpeg4"}
-# From demuxing a damaged file; PyAV gives an IndexError where a stream turns up that its header did not name.
-CANNOT_GO_ON = (FFmpegError, IndexError)
-
-av.logging.set_level(av.logging.PANIC)  # errors come back as exceptions; FFmpeg's own text is noise
+AV1_DECODERS = {"libdav1d", "av1"}
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What a file's header says, without decoding it. Headers lie; use it to estimate only."""
+class Shot:
+    """A frame by its position in the timeline; None for one that cannot be decoded.
 
-    format: str
-    codec: str
-    width_px: int
-    height_px: int
-    frames_per_second: float | None
-    duration_seconds: float | None
+    damaged: it is not what was filmed, or may not be.
+    """
+
+    position: int
+    frame: av.VideoFrame | None
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Frames that are decoded in one go, from a key frame on.
+
+    key: its number; -1 is the one before the first that a part of a file knows, None the start of the file.
+    sure: what turns out damaged is.
+    """
+
+    key: int | None
+    positions: np.ndarray
+    sure: bool = False
 
 
 class Video:
-    """One open file: its timeline, and its frames by their position in it."""
+    """One open file: its timeline, or a part of it, and the frames of that by position."""
 
-    def __init__(self, location: Location):
+    def __init__(
+        self,
+        location: Location,
+        limits: Limits | None = None,
+        reach: Reach | None = None,
+        keep_damaged: bool = False,
+        hardware: Hardware | None = None,
+    ):
         """Open and index a file without decoding it.
 
+        Args:
+            reach: the part of it that is needed; None: all of it.
+            keep_damaged: give frames as damaged as they come, and the one before for one that is missing.
+
         Raises:
-            MediaError: `unreadable`, `no_video` or `corrupt`.
+            MediaError: `unreadable`, `no_video`, `corrupt`, `too_large` or `timeout`.
         """
-        self._location = location
-        self._container, self._stream = _open(location)
-        self._seekable = self._container.format.name in SEEKABLE
-        self._counted = False
+        self._keep = keep_damaged
+        self._media = Media(location, limits or Limits(), not keep_damaged, hardware)
         try:
-            self._index()
-            if self._counted or not len(self.timeline.pts):
-                self._index_by_decoding()
+            self._index = read_index(self._media, reach)
         except BaseException:
             self.close()
             raise
+        self.timeline = self._index.timeline
+        self._keys = self._index.keys
 
     def __enter__(self) -> Video:
         return self
@@ -78,237 +93,180 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        self._container.close()
+        self._media.close()
+
+    @property
+    def tail_error(self) -> str | None:
+        """Why the file could not be read to its end."""
+        return self._index.tail_error
 
     @property
     def sample_aspect_ratio(self) -> Fraction:
-        return self._stream.sample_aspect_ratio or Fraction(1)
+        return self._media.stream.sample_aspect_ratio or Fraction(1)
 
-    def frames(self, positions: Sequence[int] | np.ndarray) -> Iterator[tuple[int, av.VideoFrame | None]]:
-        """Yield (position, frame) for sorted distinct positions; None for a frame that cannot be decoded."""
+    def check(self) -> None:
+        """Decode all of the file. Raises MediaError `corrupt` at the first damage."""
+        if self.tail_error is not None:
+            raise MediaError("corrupt", f"cannot be read further: {self.tail_error}")
+        self._media.reopen()
+        try:
+            for packet in self._media.packets():
+                if any(frame.is_corrupt for frame in packet.decode()):
+                    raise MediaError("corrupt", "a frame is damaged", self._seconds(packet.pts))
+        except CANNOT_GO_ON as error:
+            raise MediaError("corrupt", f"a frame cannot be decoded: {error_text(error)}") from error
+
+    def _seconds(self, pts: int | None) -> float | None:
+        return None if pts is None else self.timeline.seconds(pts)
+
+    def frames(self, positions: Sequence[int] | np.ndarray) -> Iterator[Shot]:
+        """The frames at sorted distinct positions, in order."""
         runs = self._runs(np.asarray(positions, dtype=np.int64))
+        latest: av.VideoFrame | None = None
         while runs:
-            start_pts, wanted = runs.popleft()
+            run = runs.popleft()
+            done = 0
             try:
-                if start_pts is None:
-                    self._reopen()
-                else:
-                    self._seek(start_pts)
-                yield from self._decode(wanted)
-            except _LandedLateError:
+                for shot in self._decode(run):
+                    done += 1
+                    if self._keep and shot.frame is None:
+                        shot = Shot(shot.position, latest, True)
+                    latest = shot.frame
+                    yield shot
+            except _DoubtfulError:
+                assert run.key is not None
+                runs.appendleft(_Run(run.key - 1, run.positions[done:], sure=True))
+            except _LandedElsewhereError:
                 # Rare: this file cannot be sought exactly, so read what is left of it in order.
-                self._seekable = False
-                runs = deque([(None, np.concatenate([wanted, *(rest for _, rest in runs)]))])
+                self._keys = np.empty(0, np.int64)
+                left = [run.positions[done:], *(rest.positions for rest in runs)]
+                runs = deque([_Run(None, np.concatenate(left))])
 
-    def _seek(self, pts: int) -> None:
-        try:
-            self._container.seek(pts, stream=self._stream, backward=True, any_frame=False)
-        except FFmpegError:  # a damaged index
-            raise _LandedLateError from None
-
-    def _index(self) -> None:
-        """Read every packet's timestamp: sorted, they are those of the frames that will come out."""
-        pts: list[int] = []
-        keys: list[int] = []
-        end_pts = 0
-        self.tail_error: str | None = None
-        context = self._stream.codec_context
-        hides_frames = context.name == "vp8"
-        # AVI stores no presentation times; with B-frames the ones made up for it are wrong.
-        if self._container.format.name == "avi" and context.has_b_frames:
-            self._counted = True
-            return
-        try:
-            for packet in self._container.demux(self._stream):
-                if not packet.size:
-                    continue
-                if packet.pts is None:
-                    self._counted = True
-                    return
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-                # A VP8 packet may hold a frame that is only referred to, never shown: bit 4 of its header.
-                if packet.is_discard or (hides_frames and not bytes(packet)[0] & 0x10):
-                    continue
-                pts.append(packet.pts)
-                end_pts = max(end_pts, packet.pts + (packet.duration or 0))
-        except CANNOT_GO_ON as error:
-            self.tail_error = _text(error)
-        order = np.unique(np.array(pts, dtype=np.int64))
-        self._counted = len(order) < len(pts)
-        self._keys = np.unique(np.array(keys, dtype=np.int64))
-        self._set_timeline(order, end_pts)
-
-    def _index_by_decoding(self) -> None:
-        """For streams whose packets have no usable timestamps: count what comes out."""
-        self._counted, self._seekable = True, False
-        self._keys = np.empty(0, np.int64)
-        self.tail_error = None
-        self._reopen()
-        pts: list[int | None] = []
-        try:
-            for packet in self._container.demux(self._stream):
-                try:
-                    pts.extend(frame.pts for frame in packet.decode())
-                except FFmpegError as error:
-                    self.tail_error = _text(error)
-        except CANNOT_GO_ON as error:
-            self.tail_error = _text(error)
-        if not pts:
-            reason: Reason = "corrupt" if self.tail_error else "no_video"
-            raise MediaError(reason, self.tail_error or "no frame comes out of its video stream")
-        stamps = np.array([-1 if p is None else p for p in pts], dtype=np.int64)
-        if any(p is None for p in pts) or (np.diff(stamps) <= 0).any():
-            rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-            self.timeline = Timeline(np.arange(len(pts)), len(pts), 1 / Fraction(rate))
-        else:
-            self._set_timeline(stamps, 0)
-
-    def _set_timeline(self, pts: np.ndarray, end_pts: int) -> None:
-        assert self._stream.time_base is not None
-        if len(pts) and end_pts <= pts[-1]:  # no durations in the file
-            rate = self._stream.average_rate
-            usual = int(np.median(np.diff(pts))) if len(pts) > 1 else 0
-            end_pts = int(pts[-1]) + max(
-                1, usual or (round(1 / rate / self._stream.time_base) if rate else 1)
-            )
-        self.timeline = Timeline(pts, end_pts, self._stream.time_base)
-
-    def _runs(self, positions: np.ndarray) -> deque[tuple[int | None, np.ndarray]]:
-        """Split positions into runs, each with the key frame's pts to seek to (None: from the start)."""
-        if not self._seekable or not len(self._keys) or not len(positions):
-            return deque([(None, positions)] if len(positions) else [])
+    def _runs(self, positions: np.ndarray) -> deque[_Run]:
+        """Split positions into runs."""
+        seekable = len(self._keys) and (not self._index.counted or self._index.places is not None)
+        if not seekable or not len(positions):
+            return deque([_Run(None, positions)] if len(positions) else [])
         pts = self.timeline.pts
         which = np.searchsorted(self._keys, pts[positions], side="right") - 1
-        key_pts = self._keys[np.maximum(which, 0)]
-        key_positions = np.searchsorted(pts, key_pts)
+        key_positions = np.searchsorted(pts, self._keys[np.maximum(which, 0)])
         skipped = key_positions[1:] - positions[:-1]
         starts = [0, *(np.flatnonzero(skipped >= WORTH_A_SEEK_FRAMES) + 1)]
         stops = [*starts[1:], len(positions)]
         return deque(
-            (int(key_pts[a]) if which[a] >= 0 else None, positions[a:b])
+            _Run(int(which[a]) if which[a] >= 0 else None, positions[a:b])
             for a, b in zip(starts, stops, strict=True)
         )
 
-    def _decode(self, positions: np.ndarray) -> Iterator[tuple[int, av.VideoFrame | None]]:
-        """Decode on from where the container stands until the last of `positions` is out."""
-        pts = self.timeline.pts
-        pending = deque(int(p) for p in positions)
-        wanted_pts = {int(pts[p]) for p in positions}
-        sought = self._seekable and len(self._keys) > 0
+    def _seek(self, key: int | None) -> None:
+        if key is None:
+            self._media.reopen()
+            return
+        container, places = self._media.container, self._index.places
+        try:
+            if places is None:
+                stamp = int(self._keys[key]) if key >= 0 else int(self._keys[0]) - 1
+                container.seek(stamp, stream=self._media.stream)
+            else:
+                container.seek(int(places[key]), stream=self._media.stream, unsupported_byte_offset=True)
+        except FFmpegError:  # a damaged index
+            raise _LandedElsewhereError from None
+
+    def _decode(self, run: _Run) -> Iterator[Shot]:
+        """Decode from a run's key frame on until the last of its positions is out."""
+        self._seek(run.key)
+        pts, keys, counted = self.timeline.pts, self._keys, self._index.counted
+        pending = deque(int(p) for p in run.positions)
+        wanted = {int(pts[p]): int(p) for p in run.positions}
         broken_until: float = -math.inf
-        count = -1
-        context = self._stream.codec_context
-        skips = context.name in SKIPS_BY_PACKET and not self._counted
-        for packet in _packets(self._container, self._stream):
-            if sought:
-                if packet.pts is not None and packet.pts > pts[positions[0]]:
-                    raise _LandedLateError
-                sought = False
-            if skips:
+        number = 0 if run.key is None else int(keys[run.key])  # of the next packet, and of the next frame out
+        position = number - 1
+        context = self._media.stream.codec_context
+        skips, skipping = context.name in SKIPS_BY_PACKET and not counted, False
+        context.skip_frame = "DEFAULT"
+        skipper = Skipper(context.extradata) if context.name in AV1_DECODERS and not counted else None
+        anew_at = {int(key) for key in keys} if counted else set()
+        first = run.key is not None
+        for packet in self._readable():
+            if counted and packet.size:
+                packet.pts = number
+                number += 1
+            if first:
+                self._require_landing(packet, run)
+                first = False
+            if skips and skipping != (unwanted := packet.pts not in wanted and packet.size > 0):
                 # Frames nothing refers to are dropped unread, unless they are wanted: bit-exact, and a
                 # fifth to a third cheaper where a stream has them.
-                context.skip_frame = "DEFAULT" if not packet.size or packet.pts in wanted_pts else "NONREF"
+                context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+                skipping = unwanted
+            if skipper is not None and packet.size:
+                traceless = skipper.leaves_no_trace(bytes(packet))
+                if traceless and packet.pts not in wanted:
+                    continue
             try:
                 frames = packet.decode()
-            except FFmpegError:
-                broken_until = self._next_key(packet.pts)
+            except FFmpegError as error:
+                self._media.require_size(error)
+                broken_until = max(broken_until, self._broken_by(packet.pts, run))
                 continue
             for frame in frames:
-                count += 1
-                if self._counted:
-                    position, stamp = count, count
-                    broken_until = -math.inf if frame.key_frame else broken_until
-                elif frame.pts is not None:
-                    position, stamp = int(np.searchsorted(pts, frame.pts)), frame.pts
-                else:
+                stamp = frame.pts
+                if counted:
+                    anew = stamp in anew_at if anew_at else frame.key_frame
+                    # The number of a frame that starts anew is sure, whatever was lost before it.
+                    position = stamp if anew_at and anew and stamp is not None else position + 1
+                    broken_until = -math.inf if anew else broken_until
+                    stamp = position
+                elif stamp is None:
                     continue
                 if frame.is_corrupt:
-                    broken_until = max(broken_until, self._next_key(frame.pts))
+                    broken_until = max(broken_until, self._broken_by(stamp, run))
+                if not counted:
+                    if stamp not in wanted:
+                        continue
+                    position = wanted[stamp]
                 while pending and pending[0] < position:
-                    yield pending.popleft(), None
+                    yield Shot(pending.popleft(), None, True)
                 if pending and pending[0] == position:
-                    exact = self._counted or stamp == pts[position]
-                    yield pending.popleft(), frame if exact and stamp >= broken_until else None
+                    sound = stamp >= broken_until
+                    yield Shot(pending.popleft(), frame if sound or self._keep else None, not sound)
             if not pending:
                 return
         while pending:
-            yield pending.popleft(), None
+            yield Shot(pending.popleft(), None, True)
 
-    def _next_key(self, pts: int | None) -> float:
+    def _require_landing(self, packet: av.Packet, run: _Run) -> None:
+        """Whether a seek has led to a key frame at or before the first frame that is wanted."""
+        assert run.key is not None
+        exact = run.key >= 0 and packet.pts == self._keys[run.key]
+        early = packet.pts is not None and packet.pts <= self.timeline.pts[run.positions[0]]
+        if not exact and (self._index.places is not None or not early or not packet.is_keyframe):
+            raise _LandedElsewhereError
+
+    def _readable(self) -> Iterator[av.Packet]:
+        """The packets up to the end, or to where the file cannot be read further."""
+        try:
+            yield from self._media.packets()
+        except CANNOT_GO_ON:
+            return
+
+    def _broken_by(self, pts: int | None, run: _Run) -> float:
         """The pts from which on decoding is sound again after a fault at `pts`."""
         if pts is None:
             return math.inf
         k = int(np.searchsorted(self._keys, pts, side="right"))
+        if run.key is not None and not run.sure:
+            if pts < self._keys[run.key]:
+                return -math.inf  # it refers to what lies before the key frame that was sought: not wanted
+            is_first = run.key == 0 and self._keys[0] <= self.timeline.origin_pts
+            if k == run.key + 1 and not is_first:
+                raise _DoubtfulError
         return float(self._keys[k]) if k < len(self._keys) else math.inf
 
-    def _reopen(self) -> None:
-        self._container.close()
-        self._container, self._stream = _open(self._location)
+
+class _DoubtfulError(Exception):
+    """Something failed right behind the key frame that was sought: perhaps for want of what is before it."""
 
 
-class _LandedLateError(Exception):
-    """A seek ended behind the frame that was asked for."""
-
-
-def probe(location: Location) -> Probe:
-    """Read a file's header. Raises MediaError like `Video`."""
-    container, stream = _open(location)
-    with container:
-        duration = None
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            duration = container.duration / 1_000_000
-        rate = stream.average_rate
-        context = stream.codec_context
-        return Probe(
-            container.format.name,
-            context.name,
-            context.width,
-            context.height,
-            float(rate) if rate else None,
-            duration,
-        )
-
-
-def _open(location: Location) -> tuple[av.container.InputContainer, av.VideoStream]:
-    try:
-        info = location.info()
-        if info.type == pafs.FileType.NotFound:
-            raise MediaError("unreadable", "no such file")
-        if info.type != pafs.FileType.File:
-            raise MediaError("unreadable", "not a regular file")  # opening a FIFO would wait for ever
-        if not info.size:
-            raise MediaError("unreadable", "the file is empty")
-        source = f"file:{location.path}" if location.is_local else _remote(location)
-        container = av.open(source, "r", metadata_errors="replace")
-    except (FFmpegError, OSError, pa.ArrowException) as error:
-        raise MediaError("unreadable", _text(error)) from error
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams or streams[0].codec_context is None:
-        container.close()
-        raise MediaError("no_video", "no video stream in it that can be decoded")
-    stream = streams[0]
-    stream.codec_context.thread_type = "NONE"  # one decoder a core beats several threads a decoder
-    stream.codec_context.thread_count = 1
-    return container, stream
-
-
-def _remote(location: Location) -> io.BufferedReader:
-    raw = location.filesystem.open_input_file(location.path)
-    return io.BufferedReader(raw, REMOTE_READ_BYTES)
-
-
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets up to the end, or to where the file cannot be read further."""
-    try:
-        yield from container.demux(stream)
-    except CANNOT_GO_ON:
-        return
-
-
-def _text(error: BaseException) -> str:
-    """The error in a line, without the path: that has a column of its own."""
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text}"
+class _LandedElsewhereError(Exception):
+    """A seek did not end where it was meant to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal, Self
@@ -23,6 +24,9 @@ class Sampling(Frozen):
     crops: 1 (centre) or 3 (both ends and the centre of the longer side); the short side always fits.
     end: what fills a clip that reaches past the end: the last frame repeated, the video from its start
         again, or nothing, in which case that clip is dropped.
+    corrupt: what becomes of a clip that damage in the file touches: it is dropped and named; or kept, with
+        its pictures as damaged as they come and the one before in place of one that is missing; or all
+        of the file fails, which costs a decoding of its own beforehand.
     """
 
     frames: PositiveInt = 32
@@ -35,6 +39,7 @@ class Sampling(Frozen):
     every_seconds: Annotated[float, Field(ge=0.001)] | None = None
     crops: Literal[1, 3] = 1
     end: Literal["repeat", "loop", "drop"] = "repeat"
+    corrupt: Literal["drop_clip", "keep", "fail_file"] = "drop_clip"
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -51,15 +56,37 @@ class Sampling(Frozen):
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each frame of a video is shown: sorted integer `pts`, and `end_pts`, when the last one goes."""
+    """When frames of a video are shown: sorted integer `pts`, and `end_pts`, when the last one goes.
+
+    It may be a part of the video: `first_pts` is when the first frame of all is shown, and `ends` tells
+    whether the video does where this does.
+    """
 
     pts: np.ndarray
     end_pts: int
     time_base: Fraction
+    first_pts: int | None = None
+    ends: bool = True
+
+    @property
+    def origin_pts(self) -> int:
+        return int(self.pts[0]) if self.first_pts is None else self.first_pts
 
     def seconds(self, pts: int) -> float:
-        """Seconds since the first frame was shown."""
-        return float((pts - int(self.pts[0])) * self.time_base)
+        """Seconds since the first frame of the video was shown."""
+        return float((pts - self.origin_pts) * self.time_base)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The part of a video that some clips lie in, in seconds since its first frame.
+
+    more_frames: how many frames after `end_seconds` are wanted, too.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    more_frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,26 @@ class Clip:
     padded_frames: int
 
 
+def reach_of(
+    sampling: Sampling,
+    span_seconds: tuple[float | None, float | None] = (None, None),
+    window: tuple[int, int | None] = (0, None),
+) -> Reach | None:
+    """The part of a video that `choose_clips` needs to know with the same arguments; None: all of it."""
+    start, end = span_seconds[0] or 0.0, math.inf if span_seconds[1] is None else span_seconds[1]
+    # A clip that loops needs the start again.
+    if sampling.every_seconds is None or window == (0, None) or sampling.end == "loop":
+        return None if math.isinf(end) else Reach(start, end)
+    first = start + max(0, window[0] - 1) * sampling.every_seconds
+    if window[1] is None:
+        return Reach(first, end)
+    last = start + window[1] * sampling.every_seconds
+    if sampling.fps is not None:
+        return Reach(first, min(end, last + sampling.frames / sampling.fps))
+    assert sampling.stride is not None
+    return Reach(first, last, sampling.frames * sampling.stride) if last < end else Reach(first, end)
+
+
 def choose_clips(
     timeline: Timeline,
     sampling: Sampling,
@@ -80,6 +127,7 @@ def choose_clips(
     """The clips of a video, or of a span of it, in order.
 
     Args:
+        timeline: of all of the video, or of what `reach_of` says.
         span_seconds: annotated (start, end) in seconds since the first frame; None is the video's own.
         window: which of them, as (first, stop): a long video is read in several parts.
 
@@ -87,25 +135,28 @@ def choose_clips(
         MediaError: `too_short`, when there is no clip to take.
     """
     tick = timeline.time_base
-    begin, end = int(timeline.pts[0]), timeline.end_pts
-    if span_seconds[1] is not None:
-        end = min(end, begin + _ticks(span_seconds[1], tick))
+    begin, end, ends = timeline.origin_pts, timeline.end_pts, timeline.ends
+    if span_seconds[1] is not None and begin + _ticks(span_seconds[1], tick) < end:
+        end, ends = begin + _ticks(span_seconds[1], tick), True
     if span_seconds[0] is not None:
         begin += _ticks(span_seconds[0], tick)
     first, stop = (int(i) for i in np.searchsorted(timeline.pts, [begin, end]))
     if first >= stop:
-        raise MediaError(
-            "too_short", f"no frame is shown between {span_seconds[0]} s and {span_seconds[1]} s"
-        )
-    if sampling.fps is None:
-        clips = _by_stride(timeline, sampling, first, stop)
+        if window[0]:
+            return []  # the video is shorter than its header said
+        until = "" if span_seconds[1] is None else f" to {span_seconds[1]:g} s"
+        raise MediaError("too_short", f"no frame is shown from {span_seconds[0] or 0:g} s on{until}")
+    if sampling.every_seconds is None:
+        clips = _spread_out(timeline, sampling, first, stop, end)
     else:
-        clips = _by_time(timeline, sampling, first, stop, end)
-    if not clips:
+        clips = _windows(timeline, sampling, first, stop, begin, end, ends, window)
+    if sampling.end == "drop":
+        clips = [clip for clip in clips if not clip.padded_frames]
+    if not clips and not window[0]:
         raise MediaError(
             "too_short", f"{stop - first} frames do not fill a clip, and sampling.end is '{sampling.end}'"
         )
-    return clips[window[0] : window[1]]
+    return clips if sampling.every_seconds is not None else clips[window[0] : window[1]]
 
 
 def count_windows(duration_seconds: float, every_seconds: float) -> int:
@@ -122,67 +173,89 @@ def _spread(last: int, n: int) -> list[int]:
     return [last // 2] if n == 1 else [(j * last * 2 + n - 1) // (2 * (n - 1)) for j in range(n)]
 
 
-def _by_stride(timeline: Timeline, sampling: Sampling, first: int, stop: int) -> list[Clip]:
+def _spread_out(timeline: Timeline, sampling: Sampling, first: int, stop: int, end: int) -> list[Clip]:
+    """`sampling.clips` clips from the first to the last."""
+    assert sampling.clips is not None
+    pts = timeline.pts[first:stop]
+    if sampling.stride is not None:
+        reach = (sampling.frames - 1) * sampling.stride
+        starts = _spread(max(0, len(pts) - 1 - reach), sampling.clips)
+        return [_by_stride(k, start, first, stop, sampling) for k, start in enumerate(starts)]
+    begin, offsets = int(pts[0]), _offsets(timeline, sampling)
+    starts = _spread(max(0, int(pts[-1]) - begin - int(offsets[-1])), sampling.clips)
+    return [
+        _by_time(k, begin + start, begin, end, pts, first, offsets, sampling)
+        for k, start in enumerate(starts)
+    ]
+
+
+def _windows(
+    timeline: Timeline,
+    sampling: Sampling,
+    first: int,
+    stop: int,
+    begin: int,
+    end: int,
+    ends: bool,
+    window: tuple[int, int | None],
+) -> list[Clip]:
+    """A window every so many seconds from `begin` on, up to the first one that reaches the end."""
+    every = Fraction(str(sampling.every_seconds)) / timeline.time_base
+    pts = timeline.pts[first:stop]
+    before = max(0, window[0] - 1)
+    most = int((int(pts[-1]) - begin) / every) + 1
+    stop_clip = most if window[1] is None else min(window[1], most)
+    offsets = _offsets(timeline, sampling) if sampling.fps is not None else None
+    clips = []
+    for k in range(before, stop_clip):
+        time = begin + round(k * every)
+        if offsets is None:
+            assert sampling.stride is not None
+            start = int(np.searchsorted(pts, time))
+            covered = start >= len(pts) - 1 - (sampling.frames - 1) * sampling.stride
+        else:
+            covered = time + int(offsets[-1]) >= int(pts[-1])
+        if k >= window[0]:
+            if offsets is None:
+                clips.append(_by_stride(k, start, first, stop, sampling))
+            else:
+                clips.append(_by_time(k, time, begin, end, pts, first, offsets, sampling))
+        if covered and ends:
+            break  # later ones would show nothing new
+    return clips
+
+
+def _by_stride(index: int, start: int, first: int, stop: int, sampling: Sampling) -> Clip:
+    """The clip from the `start`-th frame of [first, stop) on, every so many frames."""
     assert sampling.stride is not None
     count = stop - first
-    reach = (sampling.frames - 1) * sampling.stride
-    if sampling.clips is not None:
-        starts = _spread(max(0, count - 1 - reach), sampling.clips)
-    else:
-        assert sampling.every_seconds is not None
-        pts = timeline.pts[first:stop]
-        every = Fraction(sampling.every_seconds).limit_denominator(1_000_000) / timeline.time_base
-        times = int(pts[0]) + _multiples(every, int(pts[-1] - pts[0]))
-        starts = [int(i) for i in np.searchsorted(pts, times)]
-        starts = _until_covered(starts, count - 1 - reach)
-    offsets = np.arange(sampling.frames, dtype=np.int64) * sampling.stride
-    clips = []
-    for index, start in enumerate(starts):
-        frames, past = start + offsets, start + offsets >= count
-        frames = frames % count if sampling.end == "loop" else np.minimum(frames, count - 1)
-        clips.append(Clip(index, first + frames, int(past.sum())))
-    return _fitting(clips, sampling)
+    frames = start + np.arange(sampling.frames, dtype=np.int64) * sampling.stride
+    padded = int((frames >= count).sum())
+    frames = frames % count if sampling.end == "loop" else np.minimum(frames, count - 1)
+    return Clip(index, first + frames, padded)
 
 
-def _by_time(timeline: Timeline, sampling: Sampling, first: int, stop: int, end: int) -> list[Clip]:
-    assert sampling.fps is not None
-    pts = timeline.pts[first:stop]
-    begin = int(pts[0])
-    step = 1 / (Fraction(sampling.fps).limit_denominator(1_000_000) * timeline.time_base)
+def _by_time(
+    index: int,
+    start: int,
+    begin: int,
+    end: int,
+    pts: np.ndarray,
+    first: int,
+    offsets: np.ndarray,
+    sampling: Sampling,
+) -> Clip:
+    """The clip of what is shown at pts `start` and every so many seconds later, within [begin, end)."""
+    times = start + offsets
+    padded = int((times >= end).sum())
+    if sampling.end == "loop":
+        times = begin + (times - begin) % (end - begin)
+    frames = np.maximum(np.searchsorted(pts, times, side="right") - 1, 0)
+    return Clip(index, first + frames, padded)
+
+
+def _offsets(timeline: Timeline, sampling: Sampling) -> np.ndarray:
+    """When each frame of a clip is shown, in ticks after the first."""
+    step = 1 / (Fraction(str(sampling.fps)) * timeline.time_base)
     # Rounded to the nearest tick: containers store rounded timestamps (Matroska to the millisecond).
-    offsets = np.array([round(i * step) for i in range(sampling.frames)], dtype=np.int64)
-    last = int(pts[-1]) - begin - int(offsets[-1])
-    if sampling.clips is not None:
-        starts = _spread(max(0, last), sampling.clips)
-    else:
-        assert sampling.every_seconds is not None
-        every = Fraction(sampling.every_seconds).limit_denominator(1_000_000) / timeline.time_base
-        starts = [int(t) for t in _multiples(every, int(pts[-1]) - begin)]
-        starts = _until_covered(starts, last)
-    clips = []
-    for index, start in enumerate(starts):
-        times = start + offsets
-        past = times >= end - begin
-        if sampling.end == "loop":
-            times = times % (end - begin)
-        frames = np.searchsorted(pts, begin + times, side="right") - 1
-        clips.append(Clip(index, first + frames, int(past.sum())))
-    return _fitting(clips, sampling)
-
-
-def _multiples(every: Fraction, last: int) -> np.ndarray:
-    """0, every, 2 every, ... up to `last`, each rounded to a whole tick."""
-    count = int(last / every) + 1
-    return np.array([round(k * every) for k in range(count)], dtype=np.int64)
-
-
-def _until_covered(starts: list[int], last: int) -> list[int]:
-    """Windows up to the first one that reaches the end: later ones would show nothing new."""
-    for k, start in enumerate(starts):
-        if start >= last:
-            return starts[: k + 1]
-    return starts
-
-
-def _fitting(clips: list[Clip], sampling: Sampling) -> list[Clip]:
-    return [clip for clip in clips if not clip.padded_frames] if sampling.end == "drop" else clips
+    return np.array([round(i * step) for i in range(sampling.frames)], dtype=np.int64)

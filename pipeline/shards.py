@@ -22,7 +22,7 @@ from pipeline.sampling import Sampling
 from pipeline.storage import Location, locate
 from pipeline.video import Pixels
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Rows of a record batch. Uncompressed, its size hardly matters to a reader; to a writer it is the memory.
 BATCH_ROWS = 64
 
@@ -35,7 +35,9 @@ META = pa.schema(
         ("end_seconds", pa.float64()),
         ("frame_pts", pa.list_(pa.int64())),
         ("time_base", pa.string()),
-        ("padded_frames", pa.int32()),
+        ("padded_frames", pa.int32()),  # past the end of the video, filled as `padded_with` says
+        ("padded_with", pa.string()),  # "repeat", "loop", or null where there are none
+        ("damaged_frames", pa.int32()),  # kept in spite of it (sampling.corrupt: keep)
         ("crop", pa.list_(pa.int32())),  # top, left, height, width in pixels of the stored picture
         ("view_index", pa.int32()),
         ("labels", pa.list_(pa.string())),
@@ -94,12 +96,12 @@ class Rows:
         self._tubes = {t.name: np.empty((self._batch_rows, *t.shape), np.uint8) for t in self._plan.tubes}
 
     def add(
-        self, item: dict[str, Any], source_version: str, pixels: Pixels, crops: int
+        self, item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling
     ) -> pa.RecordBatch | None:
         """Add one view of an input; gives a batch whenever one is full."""
         row = len(self._meta)
         cut(pixels.frames, self._plan, {name: tube[row] for name, tube in self._tubes.items()})
-        self._meta.append(_meta(item, source_version, pixels, crops))
+        self._meta.append(_meta(item, source_version, pixels, sampling))
         self.count += 1
         return self.flush() if len(self._meta) == self._batch_rows else None
 
@@ -119,8 +121,8 @@ class Rows:
         return batch
 
 
-def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, crops: int) -> dict[str, Any]:
-    view = pixels.clip.index * crops + pixels.crop_index
+def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling) -> dict[str, Any]:
+    view = pixels.clip.index * sampling.crops + pixels.crop_index
     span = ""
     if item["start_seconds"] is not None or item["end_seconds"] is not None:
         start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
@@ -135,6 +137,8 @@ def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, crops: int)
         "frame_pts": pixels.pts,
         "time_base": str(Fraction(pixels.time_base)),
         "padded_frames": pixels.clip.padded_frames,
+        "padded_with": sampling.end if pixels.clip.padded_frames else None,
+        "damaged_frames": pixels.damaged_frames,
         "crop": list(pixels.crop),
         "view_index": view,
     }

@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 from pyarrow import fs as pafs
 
-from pipeline.attempts import Attempts
+from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run
 from pipeline.corpus import Media, open_input
 from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage
+from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import Rows, shard_schema
 from pipeline.storage import Location, atomic_file, version
-from pipeline.video import Lost, Pixels, probe, read_clips
+from pipeline.video import Lost, Pixels, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
 DECODED = pa.schema(
@@ -79,30 +79,6 @@ def run_pools(plan: Location, pools: Sequence[Pool], object_store_bytes: int | N
             yield Receipt.from_json(text)
 
 
-def probe_durations(root: str, inputs: pa.Table) -> list[float | None]:
-    """Seconds of each input by its header, None where it cannot be read: read on all nodes, in order."""
-    rows = pa.table({"row": pa.array(range(inputs.num_rows)), "uri": inputs["uri"]})
-    probed = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=64)
-    probed = probed.map_batches(_probe_batch, fn_args=(root,), batch_size=64, batch_format="pyarrow")
-    seconds: list[float | None] = [None] * inputs.num_rows
-    for batch in probed.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row, value in zip(batch["row"].to_pylist(), batch["seconds"].to_pylist(), strict=True):
-            seconds[row] = value
-    return seconds
-
-
-def _probe_batch(rows: pa.Table, root: str) -> pa.Table:
-    seconds = [probe_seconds(root, uri) for uri in rows["uri"].to_pylist()]
-    return pa.table({"row": rows["row"], "seconds": pa.array(seconds, pa.float64())})
-
-
-def probe_seconds(root: str, uri: str) -> float | None:
-    try:
-        return probe(open_input(root, uri)).duration_seconds
-    except (MediaError, SpecError):
-        return None
-
-
 @dataclass(frozen=True)
 class Cutting:
     """All that decoding needs to know of a job."""
@@ -113,9 +89,14 @@ class Cutting:
     extra: tuple[pa.Field, ...]
     attempts: int
     batch_rows: int
+    limits: Limits
+    hardware: Hardware | None
 
     def schema(self, media: Media) -> pa.Schema:
         return shard_schema(self.plans[media], self.sampling, self.extra)
+
+    def attempts_at(self, run: Run, unit: int, session: str) -> Attempts:
+        return Attempts(run, unit, session, self.attempts, self.limits.timeout_seconds).begin()
 
     def _clips(self, media: Media) -> Sampling:
         """An image is a clip of one frame."""
@@ -146,6 +127,7 @@ class Cutting:
             if item["first_clip"] == 0:  # of a split video only the first part counts
                 receipt.inputs += 1
                 receipt.failed_inputs += len(failures) > lost and rows.count == made
+        attempts.note(None)
         if (batch := rows.flush()) is not None:
             yield batch
         receipt.clips = rows.count
@@ -161,12 +143,22 @@ class Cutting:
         failures: list[Failure],
     ) -> Iterator[pa.RecordBatch]:
         """One input; whatever it makes the libraries do is its failure, and not the job's end."""
-        uri, deaths = item["uri"], attempts.deaths_of(number)
-        if deaths >= self.attempts:
-            message = f"its decoder process died {deaths} times"
-            failures.append(Failure(uri, "decode", "crashed", message, attempts=deaths))
+        uri = item["uri"]
+        verdict = attempts.verdict(number)
+        if verdict is not None:
+            reason, times = verdict
+            message = f"its decoder {'hung' if reason == 'timeout' else 'died'} each of {times} times"
+            failures.append(Failure(uri, "decode", reason, message, attempts=times))
             return
         attempts.note(number)
+        with bounded(self.limits.timeout_seconds):
+            yield from self._caught(item, plan, sampling, rows, failures)
+
+    def _caught(
+        self, item: dict[str, Any], plan: Plan, sampling: Sampling, rows: Rows, failures: list[Failure]
+    ) -> Iterator[pa.RecordBatch]:
+        """One input's batches; what its libraries raise becomes a failure."""
+        uri = item["uri"]
         views = self._views(item, plan, sampling)
         while True:
             try:
@@ -177,7 +169,7 @@ class Cutting:
                 stage: Stage = "open" if error.reason == "unreadable" else "decode"
                 failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
                 return
-            except MemoryError:
+            except (MemoryError, SpecError):
                 raise  # says something of the machine, and nothing of the input
             except Exception as error:
                 reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"
@@ -189,7 +181,7 @@ class Cutting:
                 failures.append(
                     Failure(uri, "decode", lost.reason, str(lost), lost.position_seconds, view.clip)
                 )
-            elif (batch := rows.add(item, source_version, view, sampling.crops)) is not None:
+            elif (batch := rows.add(item, source_version, view, sampling)) is not None:
                 yield batch
 
     def _views(
@@ -202,7 +194,8 @@ class Cutting:
         except (SpecError, OSError, pa.ArrowException) as error:
             raise MediaError("unreadable", " ".join(str(error).split())) from error
         span = (item["start_seconds"], item["end_seconds"])
-        for view in read_clips(place, sampling, plan, span, (item["first_clip"], item["stop_clip"])):
+        window = (item["first_clip"], item["stop_clip"])
+        for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware):
             yield source_version, view
 
 
@@ -216,7 +209,7 @@ class Decode:
         row = units.to_pylist()[0]
         receipt = Receipt(row["unit"])
         failures: list[Failure] = []
-        attempts = Attempts(self._run, row["unit"], self._session).begin()
+        attempts = self._cutting.attempts_at(self._run, row["unit"], self._session)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self._cutting.schema(row["media"])) as writer:
             for batch in self._cutting.unit(row, attempts, receipt, failures):
@@ -245,7 +238,7 @@ class Shard:
         row = units.to_pylist()[0]
         receipt = Receipt(row["unit"])
         failures: list[Failure] = []
-        attempts = Attempts(self._run, row["unit"], self._session).begin()
+        attempts = self._cutting.attempts_at(self._run, row["unit"], self._session)
         path = f"shards/{row['media']}/{self._run.name(row['unit'])}.arrow"
         schema = self._cutting.schema(row["media"])
         batches = self._cutting.unit(row, attempts, receipt, failures)

@@ -28,8 +28,8 @@ KNOWN = {
 }
 # Names that the outputs give a meaning of their own.
 RESERVED = frozenset(
-    "clip_id source_version frame_pts time_base padded_frames crop view_index embedding first_clip stop_clip"
-    " first_row stop_row media".split()
+    "clip_id source_version frame_pts time_base padded_frames padded_with damaged_frames crop view_index"
+    " embedding first_clip stop_clip first_row stop_row media".split()
 )
 
 

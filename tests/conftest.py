@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from jobs.cluster import connected
+
+# A machine may be busy; how long an example takes is no reason to fail.
+hypothesis.settings.register_profile("tubelet", deadline=None)
+hypothesis.settings.load_profile("tubelet")
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +49,23 @@ def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def corpus(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated clips and some that are broken."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for path in clips.iterdir():
+        if path.suffix != ".py" and path.is_file():
+            shutil.copy(path, folder)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mkv").write_text("not a video")
+    (folder / "cut.mp4").write_bytes((clips / "h264_bframes.mp4").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for all jobs of a file; `jobs.run` uses one that is there."""
+    with connected(None):
+        yield

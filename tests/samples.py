@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from pipeline.plan import Canvas, Plan, Tube
+from pipeline.video import Lost, Pixels
 
 
 @st.composite
@@ -44,3 +49,35 @@ def read_stamp(picture: np.ndarray) -> int:
     """The number that make_clips.stamped drew into a picture, uint8 (96, 128, 3)."""
     bars = [picture[8:56, bar * 16 + 4 : bar * 16 + 12].mean() > 127 for bar in range(8)]
     return sum(int(on) << (7 - bit) for bit, on in enumerate(bars))
+
+
+# What the generated clips are read as whole: four frames at their own size, in one piece each.
+WHOLE = Canvas(frames=4, height_px=96, width_px=128)
+WHOLE_PLAN = dense(WHOLE, (1, 96, 128))
+
+
+def stamps(view: Pixels | Lost) -> list[int]:
+    """The numbers in the four frames of a view that was cut by WHOLE_PLAN."""
+    assert isinstance(view, Pixels), view
+    return [read_stamp(picture) for picture in view.frames[WHOLE]]
+
+
+# Clips that the smallest model takes.
+SMALL = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
+
+
+def embed_spec(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """A small embed job, as a spec file would hold it."""
+    return {
+        "version": 1, "kind": "embed", "input": {"path": str(corpus)}, "sampling": SMALL,
+        "model": {"name": "tubevit-tiny", "batch_views": 4}, "output": {"path": str(output)}, **changes,
+    }  # fmt: skip
+
+
+def rows(folder: Path) -> dict[str, np.ndarray]:
+    """{clip_id: embedding} of a run, each id once."""
+    table = pq.read_table(folder / "embeddings")
+    ids = table["clip_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    matrix = np.stack(table["embedding"].to_numpy())
+    return dict(zip(ids, matrix, strict=True))

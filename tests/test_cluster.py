@@ -23,6 +23,7 @@ from jobs.cluster import Room, connected, submit
 from jobs.spec import EmbedSpec, load
 from pipeline.commits import Run
 from pipeline.errors import SpecError
+from pipeline.limits import Limits
 from pipeline.sampling import Sampling
 from pipeline.stages import Cutting
 from pipeline.verify import verify
@@ -38,7 +39,7 @@ def test_default_workers_fit_every_room(room: Room, changes: tuple[str, ...]) ->
     assert isinstance(spec, EmbedSpec)
     sampling = Sampling()
     plan = spec.model.plan(sampling)
-    cutting = Cutting("/", sampling, {"video": plan}, (), 3, 16)
+    cutting = Cutting("/", sampling, {"video": plan}, (), 3, 16, Limits(), None)
     pools = embed.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, "s", room)
     assert sum(pool.actors * pool.cpus for pool in pools) <= room.cpus
     assert sum(pool.actors * pool.gpus for pool in pools) <= room.gpus

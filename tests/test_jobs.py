@@ -9,59 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from samples import SMALL, embed_spec, rows
 
 import jobs
-from jobs.cluster import connected
 from pipeline.errors import SpecError
 from pipeline.storage import locate
 from pipeline.verify import verify
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
-
-
-@pytest.fixture(scope="module")
-def corpus(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated clips and some that are broken."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for path in clips.iterdir():
-        if path.suffix != ".py" and path.is_file():
-            shutil.copy(path, folder)
-    (folder / "empty.mp4").write_bytes(b"")
-    (folder / "text.mkv").write_text("not a video")
-    (folder / "cut.mp4").write_bytes((clips / "h264_bframes.mp4").read_bytes()[:2000])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray for all jobs of this file; `jobs.run` uses one that is there."""
-    with connected(None):
-        yield
-
-
-def embed_spec(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "version": 1, "kind": "embed", "input": {"path": str(corpus)}, "sampling": SMALL,
-        "model": {"name": "tubevit-tiny", "batch_views": 4}, "output": {"path": str(output)}, **changes,
-    }  # fmt: skip
-
-
-def rows(folder: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(folder / "embeddings")
-    ids = table["clip_id"].to_pylist()
-    assert len(set(ids)) == len(ids)
-    matrix = np.stack(table["embedding"].to_numpy())
-    return dict(zip(ids, matrix, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -273,43 +235,6 @@ def test_the_callers_columns_come_along(clips: Path, local_ray: None, tmp_path: 
     assert 0.5 <= first["start_seconds"] < first["end_seconds"] <= 1.5
 
 
-def test_an_input_that_kills_its_decoder_is_left_out_and_its_neighbours_are_not(
-    clips: Path, local_ray: None, tmp_path: Path
-) -> None:
-    """The decoder is made to die, as by a segmentation fault, on one file."""
-    for name in ("vp9.webm", "h264.ts", "h264_bframes.mp4"):
-        shutil.copy(clips / name, tmp_path)
-    shutil.copy(clips / "vp9.webm", tmp_path / "murder.webm")
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import json, os, signal, sys\n"
-        "import pipeline.stages as stages\n"
-        "import jobs\n"
-        "read = stages.read_clips\n"
-        "def deadly(place, *rest):\n"
-        "    if place.path.endswith('murder.webm'):\n"
-        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    return read(place, *rest)\n"
-        "class Decode(stages.Decode):\n"
-        "    def __call__(self, units):\n"
-        "        import pipeline.stages\n"
-        "        pipeline.stages.read_clips = deadly\n"
-        "        return super().__call__(units)\n"
-        "import jobs.embed\n"
-        "jobs.embed.Decode = Decode\n"
-        "jobs.run(json.loads(sys.argv[1]))\n"
-    )
-    spec = embed_spec(tmp_path, tmp_path / "out", failure={"attempts": 2})
-    spec["input"] = {"path": str(tmp_path)}
-    spec["output"]["unit_bytes"] = 1 << 30
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, str(script), json.dumps(spec)], check=True, env=environment, timeout=240)
-    (failure,) = pq.read_table(tmp_path / "out" / "failures").to_pylist()
-    assert (failure["uri"], failure["reason"], failure["attempts"]) == ("murder.webm", "crashed", 2)
-    assert len(rows(tmp_path / "out")) == 6
-    assert verify(str(tmp_path / "out")).problems == []
-
-
 def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path, tmp_path: Path) -> None:
     """SIGKILL to the driver and everything it started, as soon as some clips are committed."""
     output = tmp_path / "out"
@@ -330,23 +255,6 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
     assert first_rows.keys() == second_rows.keys()
     for name, vector in first_rows.items():
         np.testing.assert_array_equal(vector, second_rows[name])
-
-
-def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "spec.json").write_text(json.dumps(embed_spec(corpus, tmp_path / "out")))
-    command = [sys.executable, "-m", "jobs", "run", str(tmp_path / "spec.json")]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    while "starting Ray" not in said:
-        said = process.stderr.readline()
-        assert said
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "the same command goes on from there" in " ".join(output.split())
-    assert "Traceback" not in output
 
 
 def test_videos_in_s3_and_output_in_s3(clips: Path, tmp_path: Path) -> None:
@@ -381,13 +289,6 @@ def test_videos_in_s3_and_output_in_s3(clips: Path, tmp_path: Path) -> None:
             }  # fmt: skip
     finally:
         server.stop()
-
-
-def test_a_second_writer_is_refused(corpus: Path, tmp_path: Path) -> None:
-    from pipeline.commits import only_writer
-
-    with only_writer(str(tmp_path / "out")), pytest.raises(SpecError, match="another run is writing to it"):
-        jobs.run(embed_spec(corpus, tmp_path / "out"))
 
 
 def test_ray_is_left_as_it_was(local_ray: None) -> None:

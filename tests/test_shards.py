@@ -41,7 +41,7 @@ def shard(clips: Path, tmp_path: Path) -> Path:
     with pa.ipc.new_file(path, schema) as writer:
         for view in read_clips(locate(str(clips / "h264_bframes.mp4")), SAMPLING, PLAN):
             assert isinstance(view, Pixels)
-            if (batch := rows.add(ITEM, "1-2", view, 1)) is not None:
+            if (batch := rows.add(ITEM, "1-2", view, SAMPLING)) is not None:
                 writer.write_batch(batch)
         if (batch := rows.flush()) is not None:
             writer.write_batch(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
         ("sampling.frames='32'", "sampling.frames = '32': input should be a valid integer"),
         ("sampling.fps=-1", "sampling.fps = -1: input should be greater than or equal to 0.001"),
         ("sampling={stride: 1, fps: 2}", "sampling: stride and fps exclude each other; keep one"),
+        ("limits.max_pixel=1", "limits.max_pixel = 1: unknown key; did you mean 'max_pixels'?"),
+        ("limits.timeout_seconds=0", "limits.timeout_seconds = 0: input should be greater than 0"),
+        ("resources.decode.hardware=tpu", "resources.decode.hardware = 'tpu': input should be 'cuda'"),
+        ("sampling={corrupt: hide}", "sampling.corrupt = 'hide': input should be 'drop_clip', 'keep' or"),
         ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed'"),
         ("input.path=null", "input: give either path (videos and images) or shards (a run's output folder)"),
         ("model=null", "model = None: input should be"),
@@ -107,3 +112,15 @@ def test_where_work_is_done_does_not_change_what_is_made() -> None:
     b = load(GOOD, ("output.path=elsewhere", "resources.decode.actors=3", "ray.address=auto"))
     assert a.identity() == b.identity()
     assert a.identity() != load(GOOD, ("sampling.frames=64",)).identity()
+
+
+def test_the_readmes_specs_are_specs() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    kinds = [load(yaml.safe_load(block)).kind for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert kinds == ["shard", "embed"]
+
+
+def test_limits_are_no_part_of_what_a_folder_was_made_with() -> None:
+    """They decide which inputs give rows, and nothing of what is in a row."""
+    assert load(GOOD).identity() == load(GOOD, ("limits.max_pixels=1000",)).identity()
+    assert load(GOOD).identity() != load(GOOD, ("sampling={corrupt: keep}",)).identity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,18 +159,47 @@ def test_an_interrupted_write_to_an_object_store_leaves_nothing(tmp_path: Path) 
     assert (tmp_path / "x").read_bytes() == b"whole"
 
 
-def test_an_input_is_blamed_only_for_deaths_it_was_noted_for(tmp_path: Path) -> None:
+def test_an_input_is_tried_a_stated_number_of_times_and_then_left_out(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "f00d")
-    counter = Attempts(run, 0, "session").begin()
-    counter.note(3)  # the first time nobody is noted, so nobody is blamed
-    counter = Attempts(run, 0, "session").begin()
-    assert counter.deaths == {}
+
+    def start(most: int = 3, session: str = "session") -> Attempts:
+        return Attempts(run, 0, session, most, timeout_seconds=60).begin()
+
+    counter = start()
+    counter.note(3)  # the first time nobody is noted: that would cost a write for every input
+    counter = start()
     counter.note(3)
     counter.note(4)
-    counter = Attempts(run, 0, "session").begin()
-    assert (counter.deaths_of(3), counter.deaths_of(4)) == (0, 1)
+    counter = start()
+    assert counter.verdict(3) is None
+    assert (counter.deaths, counter.verdict(4)) == ({"4": 2}, None)  # the first death was its, too
     counter.note(4)
-    assert Attempts(run, 0, "session").begin().deaths_of(4) == 2
-    assert Attempts(run, 0, "another run of the job").begin().deaths == {}
+    counter = start()
+    assert counter.verdict(4) == ("crashed", 3)
+    counter.note(5)
+    assert start().deaths == {"4": 3, "5": 1}
+    assert start(session="another run of the job").deaths == {}
     counter.end()
     assert list((tmp_path / "attempts").iterdir()) == []
+
+
+def test_an_input_that_may_be_tried_once_is_noted_from_the_start(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "f00d")
+    Attempts(run, 0, "session", 1, timeout_seconds=60).begin().note(7)
+    assert Attempts(run, 0, "session", 1, timeout_seconds=60).begin().verdict(7) == ("crashed", 1)
+
+
+def test_a_death_after_the_time_limit_was_a_hang(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "f00d")
+    Attempts(run, 0, "session", 1, timeout_seconds=0.05).begin().note(7)
+    time.sleep(0.1)
+    assert Attempts(run, 0, "session", 1, timeout_seconds=0.05).begin().verdict(7) == ("timeout", 1)
+
+
+def test_a_death_while_writing_is_nobodys(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), "f00d")
+    for _ in range(3):
+        counter = Attempts(run, 0, "session", 2, timeout_seconds=60).begin()
+        counter.note(7)
+        counter.note(None)
+    assert Attempts(run, 0, "session", 2, timeout_seconds=60).begin().deaths == {}

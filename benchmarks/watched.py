@@ -175,7 +175,8 @@ def run_job(folder: Path, output: Path, bound_seconds: float, log: Path) -> Job:
                     one.kill()  # checks that the process id is still the same process
             psutil.wait_procs(family.values(), timeout=10)
     job.begun_again = sum(noted["starts"] > 1 for noted in attempts.values())
-    units = {row["unit"]: row["items"] for row in read_table(output / "plan.parquet", ["unit", "items"])}
+    planned = read_table(output / "plan" / "00000.parquet", ["unit", "items"])
+    units = {row["unit"]: row["items"] for row in planned}
     for name, noted in attempts.items():
         items = units[int(name.partition("-")[0])]
         job.deaths |= {items[int(at)]["uri"]: count for at, count in noted["deaths"].items()}

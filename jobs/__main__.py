@@ -47,23 +47,53 @@ def _load(spec: Path, overrides: list[str] | None, output: str | None) -> ShardS
 
 
 @app.command()
-def run(spec: SpecPath, set_: Overrides = None, output: Output = None) -> None:
+def run(
+    spec: SpecPath,
+    set_: Overrides = None,
+    output: Output = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Take up inputs that are new or changed.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed.")] = False,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1.0, help="Go on for ever: --extend that often.")
+    ] = None,
+) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
     from jobs.report import Progress
-    from jobs.runner import run_job
+    from jobs.runner import Again, run_job
 
     progress = Progress(err)
-    before = signal.signal(signal.SIGINT, progress.interrupt)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, progress.interrupt) for number in signals]
     try:
-        report = run_job(_load(spec, set_, output), progress)
+        report = run_job(_load(spec, set_, output), progress, Again(extend, retry_failed, watch))
     except KeyboardInterrupt:
         err.print("interrupted; what is committed stays, and the same command goes on from there")
         # Everything is closed by now. Leaving in the usual way would join Ray's threads, and one that was
         # interrupted while it started can crash the interpreter on its way out.
-        os._exit(130)
+        os._exit(128 + (progress.interrupted or signal.SIGINT))
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
     out.print(report.table())
+
+
+@app.command()
+def failures(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's output folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Every failure, machine-readable.")] = False,
+) -> None:
+    """Show what a run lost, by reason: how many inputs, how many rows all the same, and an example."""
+    from jobs.report import failures_table
+    from pipeline.verify import failures as find
+
+    found = find(folder)
+    if as_json:
+        print(json.dumps(found.to_pylist(), indent=1))
+    elif found.num_rows:
+        out.print(failures_table(found))
+        out.print("tubelet run SPEC.yaml --retry-failed does these inputs again", highlight=False)
+    else:
+        out.print("no failures", highlight=False)
 
 
 @app.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ def connected(address: str | None) -> Iterator[Room]:
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     mine = not ray.is_initialized()
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if mine:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
@@ -61,6 +64,8 @@ def connected(address: str | None) -> Iterator[Room]:
             except (OSError, ValueError, ray.exceptions.RayError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # which Ray has taken for itself
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         total = ray.cluster_resources()

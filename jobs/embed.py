@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,15 @@ from pipeline.errors import Failure, SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_files
-from pipeline.stages import RECEIPT, Cutting, Decode, Pool, unpack
+from pipeline.stages import RECEIPT, Cutting, Decode, Pool, unpack, worker
 from pipeline.storage import locate
+from pipeline.units import REDOES
+
+# Units of shard rows.
+_ITEM = pa.struct(
+    [("uri", pa.string()), ("first_row", pa.int64()), ("stop_row", pa.int64()), *REDOES.items()]
+)
+STORED = pa.schema([("media", pa.string()), ("clips", pa.int64()), ("items", pa.list_(_ITEM))])
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class Embed:
         self._torch = torch
         self._run, self._settings, self._root = run, encoder.model, root
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_views = encoder.model.batch_views
         self._half = encoder.model.precision == "bf16" or (
             encoder.model.precision == "auto" and self._device.type == "cuda"
         )
@@ -115,6 +123,7 @@ class Embed:
             batches = self._stored(row["items"])
         table = self.table(batches, media, receipt, failures)
         receipt.clips = 0 if table is None else table.num_rows
+        receipt.batch_views = self._batch_views
         if table is not None and table.num_rows:
             path = f"units/{self._run.name(receipt.unit)}.parquet"
             receipt.files.append(self._run.write_table(path, table))
@@ -135,7 +144,7 @@ class Embed:
             for row in np.flatnonzero(~finite):
                 uri, view = batch["uri"][row].as_py(), batch["view_index"][row].as_py()
                 message = f"the embedding of view {view} is not finite"
-                failures.append(Failure(uri, "embed", "model_error", message))
+                failures.append(Failure(uri, "embed", "model_error", message, worker=worker()))
             column = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
             schema = pa.schema([*fields, pa.field("embedding", column.type, nullable=False)])
             columns = [*(batch[field.name] for field in fields), column]
@@ -151,13 +160,27 @@ class Embed:
         torch = self._torch
         held, _ = schema_plan(batch.schema)
         tubes = to_torch(batch, held, self._plans[media])
-        outputs = []
+        outputs: list[np.ndarray] = []
+        done = 0
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            for start in range(0, batch.num_rows, self._settings.batch_views):
-                stop = start + self._settings.batch_views
-                views = {name: tube[start:stop].to(self._device) for name, tube in tubes.items()}
-                outputs.append(self._model.embed(views).float().cpu().numpy())
+            while done < batch.num_rows:
+                some = {name: tube[done : done + self._batch_views] for name, tube in tubes.items()}
+                try:
+                    views = {name: tube.to(self._device) for name, tube in some.items()}
+                    outputs.append(self._model.embed(views).float().cpu().numpy())
+                except torch.OutOfMemoryError:
+                    self._halve()
+                    continue
+                done += self._batch_views
         return np.concatenate(outputs)
+
+    def _halve(self) -> None:
+        """Go on with smaller batches, from here to the end of the job."""
+        if self._batch_views == 1:
+            problem = "one view alone is more than the GPU has memory for; take a smaller model"
+            raise SpecError("model.batch_views", 1, problem) from None
+        self._batch_views //= 2
+        self._torch.cuda.empty_cache()
 
     def _stored(self, items: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
         for item in items:
@@ -182,7 +205,7 @@ def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
     return sets
 
 
-def freeze_shards(root: str, sets: dict[Media, ShardSet], unit_bytes: int) -> pa.Table:
+def freeze_shards(root: str, sets: Mapping[Media, ShardSet], unit_bytes: int) -> pa.Table:
     """Units of consecutive shard rows, of about `unit_bytes` each; a unit lies in one shard."""
     rows: list[dict[str, Any]] = []
     folder = locate(root, "input.shards").path
@@ -193,8 +216,8 @@ def freeze_shards(root: str, sets: dict[Media, ShardSet], unit_bytes: int) -> pa
             for first in range(0, count, most):
                 stop = min(count, first + most)
                 item = {"uri": uri, "first_row": first, "stop_row": stop}
-                rows.append({"unit": len(rows), "media": media, "clips": stop - first, "items": [item]})
-    return pa.Table.from_pylist(rows)
+                rows.append({"media": media, "clips": stop - first, "items": [item]})
+    return pa.Table.from_pylist(rows, schema=STORED)
 
 
 def pools(

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from jobs.embed import freeze_shards, open_shards
 from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load, media_plans
+from pipeline import generations
 from pipeline.commits import Run
-from pipeline.corpus import Corpus, Media, freeze, read_corpus
+from pipeline.corpus import Corpus, Media, read_corpus
 from pipeline.errors import SpecError, SpecListError
+from pipeline.generations import Generation
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardSet, shard_schema
-from pipeline.storage import atomic_file, locate, write_atomic
+from pipeline.storage import locate, write_atomic
 from pipeline.tables import KNOWN
+from pipeline.units import PLANNED, pack
 
-PLAN = "plan.parquet"
-PENDING = "pending.parquet"
 SPEC = "spec.yaml"
-METADATA = b"tubelet.frozen"
 
 Durations = Callable[[str, pa.Table], Iterable[float | None]]
 
@@ -35,30 +34,35 @@ Durations = Callable[[str, pa.Table], Iterable[float | None]]
 class Source:
     """A job's input, listed but not frozen: a corpus, or shard sets."""
 
+    root: str
+    sampling: Sampling
+    plans: Mapping[Media, Plan]
     corpus: Corpus | None
-    shards: dict[Media, ShardSet] | None
+    shards: Mapping[Media, ShardSet]
 
 
 @dataclass(frozen=True)
 class FrozenPlan:
-    """The units of a job, in order, and what holds for all of them."""
+    """The units of a job, which lie in its folder, and what holds for all of them."""
 
-    units: pa.Table
+    generations: list[Generation]
     root: str
-    inputs: int
     sampling: Sampling
     plans: dict[Media, Plan]
+    items: pa.StructType
 
     @property
-    def clips(self) -> int:
-        return sum(self.units["clips"].to_pylist())
+    def units(self) -> int:
+        return sum(generation.units for generation in self.generations)
+
+    @property
+    def inputs(self) -> int:
+        return sum(generation.inputs for generation in self.generations)
 
     @property
     def extra(self) -> tuple[pa.Field, ...]:
         """The caller's own columns."""
-        item = self.units.schema.field("items").type.value_type
-        known = {*KNOWN, "first_clip", "stop_clip", "first_row", "stop_row"}
-        return tuple(field for field in item if field.name not in known)
+        return tuple(field for field in self.items if field.name not in {*KNOWN, *PLANNED})
 
 
 def fingerprint(spec: ShardSpec | EmbedSpec) -> str:
@@ -78,47 +82,59 @@ def fingerprint(spec: ShardSpec | EmbedSpec) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def list_source(spec: ShardSpec | EmbedSpec) -> Source:
+def list_source(spec: ShardSpec | EmbedSpec, *, may_be_empty: bool = False) -> Source:
     """Look at the input; SpecError if there is none, or none that this job can use."""
     if isinstance(spec, EmbedSpec) and spec.input.shards is not None:
-        return Source(None, open_shards(spec))
+        sets = open_shards(spec)
+        plans = {media: shards.plan for media, shards in sets.items()}
+        return Source(spec.input.shards, next(iter(sets.values())).sampling, plans, None, sets)
     assert spec.input.path is not None
-    corpus = read_corpus(spec.input.path, spec.input.root)
-    plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(_sampling(spec))
-    shard_schema(plan, _sampling(spec), [corpus.inputs.schema.field(name) for name in corpus.extra])
-    return Source(corpus, None)
+    assert spec.sampling is not None
+    corpus = read_corpus(spec.input.path, spec.input.root, may_be_empty=may_be_empty)
+    plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(spec.sampling)
+    shard_schema(plan, spec.sampling, [corpus.schema.field(name) for name in corpus.extra])
+    return Source(corpus.root, spec.sampling, media_plans(plan), corpus, {})
 
 
-def freeze_source(spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> FrozenPlan:
-    """Fix the units. `durations(root, inputs)` is asked only where clips are sliding windows."""
-    if source.shards is not None:
-        assert spec.input.shards is not None
-        units = freeze_shards(spec.input.shards, source.shards, spec.output.unit_bytes)
-        first = next(iter(source.shards.values()))
-        plans = {media: shards.plan for media, shards in source.shards.items()}
-        rows = sum(len(shards) for shards in source.shards.values())
-        return FrozenPlan(units, spec.input.shards, rows, first.sampling, plans)
-    assert source.corpus is not None
-    corpus, sampling = source.corpus, _sampling(spec)
-    plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(sampling)
-    plans = media_plans(plan)
-    units = freeze(
-        corpus, sampling, plans, spec.output.unit_bytes, lambda inputs: durations(corpus.root, inputs)
-    )
-    return FrozenPlan(units, corpus.root, corpus.inputs.num_rows, sampling, plans)
+def units_of(spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> Iterator[pa.Table]:
+    """The units of an input. `durations(root, inputs)` is asked only where clips are sliding windows."""
+    if source.corpus is None:
+        yield freeze_shards(source.root, source.shards, spec.output.unit_bytes)
+    else:
+        yield from packed(spec, source.corpus.chunks, source, durations)
 
 
-def write(run: Run, spec: ShardSpec | EmbedSpec, frozen: FrozenPlan) -> None:
-    """Put the plan into the run's folder, then the spec, which makes the folder this job's."""
-    values = {
+def packed(
+    spec: ShardSpec | EmbedSpec,
+    chunks: Iterable[pa.Table],
+    plan: Source | FrozenPlan,
+    durations: Durations,
+) -> Iterator[pa.Table]:
+    """The units of some inputs of a job."""
+
+    def seconds(inputs: pa.Table) -> Iterable[float | None]:
+        return durations(plan.root, inputs)
+
+    yield from pack(chunks, plan.sampling, plan.plans, spec.output.unit_bytes, seconds)
+
+
+def freeze(run: Run, spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> FrozenPlan:
+    """Put the first generation of the plan into the run's folder, then the spec, which makes it this job's.
+
+    Raises:
+        SpecError: something is wrong with the input.
+    """
+    settings = {
         "fingerprint": run.fingerprint,
-        "root": frozen.root,
-        "inputs": frozen.inputs,
-        "sampling": frozen.sampling.model_dump(),
-        "plans": {media: plan.model_dump() for media, plan in frozen.plans.items()},
+        "root": source.root,
+        "sampling": source.sampling.model_dump(mode="json"),
+        "plans": {media: plan.model_dump(mode="json") for media, plan in source.plans.items()},
     }
-    _write_units(run, PLAN, frozen.units.replace_schema_metadata({METADATA: json.dumps(values)}))
+    generations.write(run, (), units_of(spec, source, durations), settings)
     write_atomic(run.place / SPEC, dump(spec).encode())
+    frozen = read(run, spec)
+    assert frozen is not None
+    return frozen
 
 
 def read(run: Run, spec: ShardSpec | EmbedSpec) -> FrozenPlan | None:
@@ -129,8 +145,7 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> FrozenPlan | None:
     """
     place = run.place
     if not (place / SPEC).exists():
-        ours = {".lock", PLAN}
-        strangers = [i.base_name for i in place.files() if i.base_name not in ours and i.base_name[0] != "."]
+        strangers = [i.base_name for i in place.files() if i.base_name[0] != "."]
         if strangers:
             raise SpecError(
                 "output.path", run.uri, f"holds other files ({strangers[0]}); choose a new folder"
@@ -141,39 +156,22 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> FrozenPlan | None:
     if changed:
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         raise SpecError("output.path", run.uri, f"belongs to another spec ({shown}); choose a new folder")
-    with place.filesystem.open_input_file((place / PLAN).path) as file:
-        units = pq.read_table(file)
-    values = json.loads(units.schema.metadata[METADATA])
-    if values["fingerprint"] != run.fingerprint:
+    found = generations.read(place)
+    if not found:
         raise SpecError(
-            "output.path", run.uri, "was written with other weights, or by another version of the plan"
+            "output.path", run.uri, "its plan is missing or of an older version; choose a new folder"
         )
-    plans = {media: Plan.model_validate_json(json.dumps(plan)) for media, plan in values["plans"].items()}
-    sampling = Sampling.model_validate_json(json.dumps(values["sampling"]))
-    return FrozenPlan(units.replace_schema_metadata(None), values["root"], values["inputs"], sampling, plans)
-
-
-def write_pending(run: Run, frozen: FrozenPlan) -> int:
-    """Write the units that are not committed, for Ray to read; returns how many there are."""
-    done = pa.array(sorted(run.committed()), pa.int64())
-    pending = frozen.units.filter(pc.invert(pc.is_in(frozen.units["unit"], done)))
-    _write_units(run, PENDING, pending)
-    return pending.num_rows
-
-
-def remove_pending(run: Run) -> None:
-    if (run.place / PENDING).exists():
-        (run.place / PENDING).delete()
-
-
-def _write_units(run: Run, name: str, units: pa.Table) -> None:
-    with atomic_file(run.place / name) as sink:
-        pq.write_table(units, sink, row_group_size=256)
-
-
-def _sampling(spec: ShardSpec | EmbedSpec) -> Sampling:
-    assert spec.sampling is not None
-    return spec.sampling
+    settings: dict[str, Any] = found[0].settings
+    if settings["fingerprint"] != run.fingerprint:
+        raise SpecError(
+            "output.path",
+            run.uri,
+            "was written with other weights or shards, or by another version of the plan",
+        )
+    plans = {media: Plan.model_validate_json(json.dumps(plan)) for media, plan in settings["plans"].items()}
+    sampling = Sampling.model_validate_json(json.dumps(settings["sampling"]))
+    items = generations.items_schema(place, found[0])
+    return FrozenPlan(found, settings["root"], sampling, plans, items)
 
 
 def _weights(spec: EmbedSpec) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -34,12 +36,12 @@ class Report:
     clips: int
     failures: int
     failures_by_reason: Mapping[str, int]
-    decode_seconds: float
-    model_seconds: float
     output_bytes: int
     output_files: int
     wall_seconds: float  # of this call, from Ray's start to the manifest
     new_clips: int  # made by this call; the others were there already
+    decode_seconds: float = 0.0  # of workers' time
+    model_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     format: int = 1
 
@@ -82,6 +84,23 @@ class Report:
         write_atomic(run.place / "report.html", page.export_html().encode())
 
 
+def failures_table(failures: pa.Table) -> Table:
+    """By reason: inputs, rows that they gave all the same, an example."""
+    table = Table(title="failures", title_justify="left")
+    for column in ("reason", "stage"):
+        table.add_column(column, no_wrap=True)
+    for column in ("inputs", "of them empty"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("for example")
+    kinds = Counter((row["reason"], row["stage"]) for row in failures.to_pylist())
+    for (reason, stage), _ in kinds.most_common():
+        rows = [row for row in failures.to_pylist() if (row["reason"], row["stage"]) == (reason, stage)]
+        inputs, empty = {row["uri"] for row in rows}, {row["uri"] for row in rows if not row["rows"]}
+        example = Text(f"{rows[0]['uri']}: {rows[0]['message']}")
+        table.add_row(reason, stage, f"{len(inputs):,}", f"{len(empty):,}", example)
+    return table
+
+
 class Progress:
     """Live progress: a bar on a terminal, a line every ten seconds elsewhere."""
 
@@ -90,11 +109,11 @@ class Progress:
         self.notes: list[str] = []
         self._bar: Bar | None = None
         self._said = 0.0
-        self._interrupted = False
+        self.interrupted: int | None = None  # by this signal
 
-    def interrupt(self, *_: object) -> None:
-        """Handler of SIGINT: stop now, or at the next sign of progress if a library swallows it here."""
-        self._interrupted = True
+    def interrupt(self, number: int, *_: object) -> None:
+        """Handler of a signal: stop now, or at the next sign of progress if a library swallows it here."""
+        self.interrupted = number
         raise KeyboardInterrupt
 
     def note(self, text: str, style: str = "") -> None:
@@ -107,7 +126,7 @@ class Progress:
         self.console.print(text, style="dim", highlight=False)
 
     def _heed_interrupt(self) -> None:
-        if self._interrupted:
+        if self.interrupted is not None:
             raise KeyboardInterrupt
 
     def start(self, units: int, done_units: int) -> None:

@@ -7,10 +7,10 @@ that they are there. A unit without a record does not exist, and doing it again 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +23,7 @@ from pipeline.errors import Failure, SpecError
 from pipeline.shards import FAILURES, failure_table
 from pipeline.storage import Location, atomic_file, locate, write_atomic
 
-PART_BYTES = 128 << 20
-JOINED = b"tubelet.joined"  # in a part's metadata: the unit files that it holds
+READS_AT_ONCE = 16  # an object store answers each after some 20 ms
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,9 @@ class Receipt:
     failures: int = 0
     decode_seconds: float = 0.0  # wall time inside the decoder, and inside the model
     model_seconds: float = 0.0
+    batch_views: int | None = (
+        None  # of the model in the end: less than was asked for if a GPU's memory ran out
+    )
     files: list[File] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -96,8 +98,13 @@ class Run:
 
     def receipts(self) -> Iterator[Receipt]:
         """The commit records, in the order of their units."""
-        for unit in sorted(self.committed()):
-            yield Receipt.from_json((self.place / f"commits/{self.name(unit)}.json").read_bytes())
+        units = sorted(self.committed())
+        with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+            for start in range(0, len(units), 1 << 12):
+                yield from threads.map(self._receipt, units[start : start + (1 << 12)])
+
+    def _receipt(self, unit: int) -> Receipt:
+        return Receipt.from_json((self.place / f"commits/{self.name(unit)}.json").read_bytes())
 
     def manifest(self) -> dict[str, Any] | None:
         place = self.place / "manifest.json"
@@ -108,81 +115,24 @@ class Run:
         tables = [FAILURES.empty_table()]
         for file in manifest["files"]:
             if file["path"].startswith("failures/"):
-                tables.append(_read(self, file["path"]))
+                place = self.place / file["path"]
+                with place.filesystem.open_input_file(place.path) as source:
+                    tables.append(pq.read_table(source))
         return pa.concat_tables(tables)
 
     def publish(self, kind: str, files: Sequence[File], receipts: Sequence[Receipt]) -> None:
         """Swap in the manifest: what a reader of this folder should read, each unit counted once."""
+        lost = sum(file.rows for file in files if file.path.startswith("failures/"))
         manifest = {
-            "format": 1,
+            "format": 2,
             "kind": kind,
             "fingerprint": self.fingerprint,
             "units": len(receipts),
             "rows": sum(receipt.clips for receipt in receipts),
-            "failures": sum(receipt.failures for receipt in receipts),
+            "failures": lost,
             "files": [asdict(file) for file in files],
         }
         write_atomic(self.place / "manifest.json", json.dumps(manifest, indent=1).encode())
-
-
-def parts(files: Sequence[File], part_bytes: int = PART_BYTES) -> list[list[File]]:
-    """Group files in their order into parts of about `part_bytes`."""
-    groups: list[list[File]] = []
-    size = 0
-    for file in files:
-        if not groups or size + file.bytes > part_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(file)
-        size += file.bytes
-    return groups
-
-
-def compact(run: Run, index: int, files: Sequence[File]) -> File:
-    """Join Parquet files, in their order, into one part of `embeddings/`; again gives the same file.
-
-    If the files are gone, because an earlier call joined them, the part itself is measured, so that a lost
-    manifest can be built again.
-
-    Raises:
-        SpecError: the files are gone, and the part does not hold them.
-    """
-    path = f"embeddings/part-{index:05d}-{run.fingerprint}.parquet"
-    joined = {JOINED: json.dumps([file.path for file in files])}
-    if not (run.place / files[0].path).exists():
-        return _measure(run, path, joined)
-    rows = 0
-    with atomic_file(run.place / path) as sink:
-        writer = None
-        for file in files:
-            table = _read(run, file.path)
-            if writer is None:
-                writer = pq.ParquetWriter(sink, table.schema.with_metadata(joined), compression="zstd")
-            writer.write_table(table.replace_schema_metadata(joined))
-            rows += table.num_rows
-        if writer is not None:
-            writer.close()
-    written = sink.done()
-    return File(path, rows, written.size_bytes, written.sha256)
-
-
-def _measure(run: Run, path: str, joined: dict[bytes, str]) -> File:
-    place = run.place / path
-    found = place.read_bytes() if place.exists() else b""
-    schema = pq.read_schema(pa.BufferReader(found)) if found else pa.schema([])
-    if (schema.metadata or {}).get(JOINED, b"").decode() != joined[JOINED]:
-        problem = (
-            f"{path} is lost, and its units are committed; delete commits/ and embeddings/, then run again"
-        )
-        raise SpecError("output.path", run.uri, problem)
-    rows = pq.read_metadata(pa.BufferReader(found)).num_rows
-    return File(path, rows, len(found), hashlib.sha256(found).hexdigest())
-
-
-def _read(run: Run, path: str) -> pa.Table:
-    place = run.place / path
-    with place.filesystem.open_input_file(place.path) as source:
-        return pq.read_table(source)
 
 
 @contextmanager

@@ -1,30 +1,30 @@
-"""Inputs (folder, glob, list, table) -> a frozen list of work units, which all else follows from."""
+"""Inputs (folder, glob, list, table), listed a chunk at a time, always in the same order."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.utils import glob_translate
 from pyarrow import fs as pafs
 
 from pipeline.errors import SpecError
-from pipeline.plan import Plan
-from pipeline.sampling import Sampling, count_windows
-from pipeline.storage import Location, locate
+from pipeline.keys import Keys, doubled, keys_of, versions_of
+from pipeline.storage import Location, locate, version
 from pipeline.tables import (
+    CHUNK_ROWS,
     IMAGE_SUFFIXES,
     KNOWN,
     TABLE_SUFFIXES,
     complete,
     read_table,
-    refuse_doubles,
     suffix_of,
 )
 
@@ -36,8 +36,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 WILDCARD = re.compile(r"[*?\[]")
-# Small corpora are cut finer than `unit_bytes`, so that more than one worker has something to do.
-UNITS_AT_LEAST = 16
+
+File = tuple[str, str | None]  # its path, and its version where the listing tells
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,21 @@ class Corpus:
     """What to read: one row per input, in a fixed order, and the root that relative uris start from."""
 
     root: str
-    inputs: pa.Table  # KNOWN columns, `media`, and the caller's own
-    skipped: dict[str, int]  # files of a listed folder that are neither video nor image, by suffix
+    chunks: Iterator[pa.Table]  # to be read once: KNOWN columns, `media`, `version`, and the caller's own
+    schema: pa.Schema  # of each chunk
+    skipped: Mapping[str, int]  # files of a folder that are no media, by suffix, as far as chunks are read
+    is_empty: bool = False
 
     @property
     def extra(self) -> list[str]:
-        return [name for name in self.inputs.column_names if name not in KNOWN and name != "media"]
+        """The caller's own columns."""
+        return [name for name in self.schema.names if name not in {*KNOWN, "media", "version"}]
 
 
-def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
-    """List a corpus.
+def read_corpus(
+    path: str | tuple[str, ...], root: str | None = None, *, may_be_empty: bool = False
+) -> Corpus:
+    """List a corpus. It is read as its chunks are; the first one is read, and checked, at once.
 
     Args:
         path: a folder (searched all the way down for video and image files), a glob, a file, several of
@@ -66,25 +71,26 @@ def read_corpus(path: str | tuple[str, ...], root: str | None = None) -> Corpus:
         SpecError: nothing there, or a table that cannot be used.
     """
     paths = (path,) if isinstance(path, str) else path
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     if not paths:
         raise SpecError("input.path", path, "names nothing; give a folder, a glob, a file or a table")
     if len(paths) == 1 and suffix_of(paths[0]) in TABLE_SUFFIXES and _is_file(paths[0]):
-        base, inputs = root or _like(paths[0], _parent(locate(paths[0]).path)), read_table(paths[0])
+        base = root or _like(paths[0], _parent(locate(paths[0]).path))
+        chunks = _refuse_doubles(_completed(read_table(paths[0])), path)
     else:
         listed = [_list(one, skipped) for one in paths]
         start = locate(root).path if root else os.path.commonpath([folder for folder, _ in listed])
         base = root or _like(paths[0], start)
-        files = dict.fromkeys(file for _, found in listed for file in found)
-        inputs = pa.table(
-            {"uri": pa.array([f.removeprefix(f"{start.rstrip('/')}/") for f in files], pa.string())}
-        )
-    if not inputs.num_rows:
+        chunks = _drop_doubles(_completed(_tables(chain.from_iterable(f for _, f in listed), start)))
+    first = next(chunks, None)
+    if first is None and not may_be_empty:
         ignored = f" ({_counts(skipped)} are neither video nor image)" if skipped else ""
         raise SpecError("input.path", path, f"no video or image in it{ignored}")
-    inputs = complete(inputs)
-    refuse_doubles(inputs, path)
-    return Corpus(base, inputs, skipped)
+    if first is None:
+        return Corpus(
+            base, iter(()), complete(pa.table({"uri": pa.array([], pa.string())})).schema, skipped, True
+        )
+    return Corpus(base, chain([first], chunks), first.schema, skipped)
 
 
 def open_input(root: str, uri: str) -> Location:
@@ -92,97 +98,50 @@ def open_input(root: str, uri: str) -> Location:
     return locate(uri) if "://" in uri or uri.startswith("/") else locate(root) / uri
 
 
-def freeze(
-    corpus: Corpus,
-    sampling: Sampling,
-    plans: dict[Media, Plan],
-    unit_bytes: int,
-    durations: Callable[[pa.Table], Iterable[float | None]],
-) -> pa.Table:
-    """Pack a corpus into work units: a pure function of its arguments.
-
-    Args:
-        plans: what one view of a video, and of an image, is cut into.
-        unit_bytes: tubes of a unit; a video with more of them is split into parts of consecutive clips.
-        durations: seconds of each of some inputs, None where unknown; asked only for sliding windows.
-
-    Returns:
-        One row per unit: `unit`, `media`, `clips` (how many are expected) and `items`, a list of inputs
-        with `first_clip` and `stop_clip` (None: to the end), in corpus order. Videos come first.
-    """
-    tables, first_unit = [], 0
-    media_of = corpus.inputs["media"]
-    per_view = {media: plan.bytes_per_clip * sampling.crops for media, plan in plans.items()}
-    for media in ("video", "image"):
-        inputs = corpus.inputs.filter(pc.equal(media_of, media))
-        if not inputs.num_rows:
-            continue
-        if media not in plans:
-            names = ", ".join(inputs["uri"][:3].to_pylist())
-            raise SpecError(
-                "input.path", names, "an image, but this model has no image plan; leave images out"
-            )
-        if media == "image":
-            clips = np.ones(inputs.num_rows, np.int64)
-        elif sampling.clips is not None:
-            clips = np.full(inputs.num_rows, sampling.clips, np.int64)
-        else:
-            assert sampling.every_seconds is not None
-            seconds = _span_lengths(inputs, durations)
-            clips = np.array([count_windows(s, sampling.every_seconds) for s in seconds], np.int64)
-        total_bytes = int(clips.sum()) * per_view[media]
-        target = max(per_view[media], min(unit_bytes, -(-total_bytes // UNITS_AT_LEAST)))
-        most = max(1, unit_bytes // per_view[media])
-        table = _pack(inputs.drop_columns("media"), media, clips, most, target // per_view[media], first_unit)
-        first_unit += table.num_rows
-        tables.append(table)
-    return pa.concat_tables(tables)
+def _completed(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    row = 1
+    for table in tables:
+        chunk = complete(table, row)
+        row += chunk.num_rows
+        if chunk.num_rows:
+            yield chunk
 
 
-def _pack(
-    inputs: pa.Table, media: Media, clips: np.ndarray, most: int, unit_clips: int, first_unit: int
-) -> pa.Table:
-    """Split inputs of more than `most` clips, then pack neighbours into units of about `unit_clips`."""
-    parts = np.maximum(1, -(-clips // most))
-    of = np.repeat(np.arange(len(clips)), parts)
-    part = np.arange(len(of)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = part * most
-    size = np.minimum(clips[of] - first, most)
-    # A last part is open-ended: what a header says of a duration sizes units, and decides nothing else.
-    stop = pa.array(first + most, mask=part == parts[of] - 1)
-    items = (
-        inputs.take(pa.array(of))
-        .append_column("first_clip", pa.array(first))
-        .append_column("stop_clip", stop)
-    )
-    before = np.cumsum(size) - size
-    unit = np.unique(before // max(1, unit_clips), return_inverse=True)[1]
-    starts = np.flatnonzero(np.diff(unit, prepend=-1))
-    offsets = pa.array(np.append(starts, len(unit)), pa.int32())
-    structs = pa.StructArray.from_arrays(
-        [items[name].combine_chunks() for name in items.column_names], names=items.column_names
-    )
-    return pa.table(
-        {
-            "unit": pa.array(np.arange(len(starts)) + first_unit),
-            "media": pa.array([media] * len(starts)),
-            "clips": pa.array(np.add.reduceat(size, starts)),
-            "items": pa.ListArray.from_arrays(offsets, structs),
-        }
-    )
+def _refuse_doubles(chunks: Iterable[pa.Table], path: str | tuple[str, ...]) -> Iterator[pa.Table]:
+    """What a table lists twice was hardly meant."""
+    seen = Keys()
+    for chunk in chunks:
+        keys = keys_of(chunk)
+        again = doubled(keys, seen)
+        if again.any():
+            row = chunk.slice(int(again.argmax()), 1).to_pylist()[0]
+            start, end = row["start_seconds"], row["end_seconds"]
+            span = "" if start is None and end is None else f" from {start} to {end} s"
+            problem = f"lists {row['uri']}{span} more than once; list it once (labels: 'a;b')"
+            raise SpecError("input.path", path, problem)
+        seen.add(keys, versions_of(chunk))
+        yield chunk
 
 
-def _span_lengths(inputs: pa.Table, durations: Callable[[pa.Table], Iterable[float | None]]) -> list[float]:
-    starts, ends = (inputs[name].to_pylist() for name in ("start_seconds", "end_seconds"))
-    unknown = [i for i, end in enumerate(ends) if end is None]
-    probed = dict(zip(unknown, durations(inputs.take(unknown)) if unknown else (), strict=True))
-    return [
-        max(0.0, (probed[i] or 0.0 if end is None else end) - (start or 0.0))
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
+def _drop_doubles(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Several paths may well lie in each other."""
+    seen = Keys()
+    for chunk in chunks:
+        keys = keys_of(chunk)
+        fresh = ~doubled(keys, seen)
+        seen.add(keys[fresh], versions_of(chunk)[fresh])
+        if fresh.any():
+            yield chunk if fresh.all() else chunk.filter(pa.array(fresh))
 
 
-def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
+def _tables(files: Iterator[File], start: str) -> Iterator[pa.Table]:
+    folder = f"{start.rstrip('/')}/"
+    while some := list(islice(files, CHUNK_ROWS)):
+        uris = pa.array([path.removeprefix(folder) for path, _ in some], pa.string())
+        yield pa.table({"uri": uris, "version": pa.array([known for _, known in some], pa.string())})
+
+
+def _list(path: str, skipped: Counter[str]) -> tuple[str, Iterator[File]]:
     """(folder where relative names start, files in order) of a folder, a glob or a file."""
     place = locate(path, "input.path")
     try:
@@ -192,45 +151,79 @@ def _list(path: str, skipped: dict[str, int]) -> tuple[str, list[str]]:
     if info.type == pafs.FileType.File:
         if suffix_of(path) in TABLE_SUFFIXES:
             raise SpecError("input.path", path, "a table stands alone; join the tables into one")
-        return _parent(place.path), [place.path]
+        return _parent(place.path), iter([(place.path, version(info, local=place.is_local))])
     if info.type == pafs.FileType.NotFound and (wild := WILDCARD.search(place.path)):
-        found = ArrowFSWrapper(place.filesystem).glob(place.path, detail=True)
         start = _parent(place.path[: wild.start()])
-        files = _media_only([name for name, one in found.items() if one["type"] == "file"], start, skipped)
-        if not found:
-            raise SpecError("input.path", path, "the pattern matches no file")
-        return start, files
+        return start, _media_only(_glob(Location(place.filesystem, start), place.path, path), skipped)
     if info.type != pafs.FileType.Directory:
         raise SpecError("input.path", path, "no such file or folder")
-    inside = _walk(place.path) if place.is_local else (i.path for i in place.files(recursive=True))
-    return place.path, _media_only(inside, place.path, skipped)
+    return place.path, _media_only(_walk(place), skipped)
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Every file below a local folder, links followed; one that dangles is a file, too, and fails later."""
+def _glob(folder: Location, pattern: str, path: str) -> Iterator[File]:
+    """The files below a folder that a pattern matches; SpecError at the end if there was none."""
+    inner = pattern.removeprefix(folder.path).lstrip("/")
+    matches = re.compile(glob_translate(inner)).match
+    found = False
+    for file, known in _walk(folder, None if "**" in inner else inner.count("/")):
+        if matches(file.removeprefix(folder.path).lstrip("/")):
+            found = True
+            yield file, known
+    if not found:
+        raise SpecError("input.path", path, "the pattern matches no file")
 
-    def refuse(error: OSError) -> None:
-        raise SpecError("input.path", error.filename, f"cannot be listed ({error.strerror})")
 
-    for folder, inside, names in os.walk(root, followlinks=True, onerror=refuse):
-        real = os.path.realpath(folder) + os.sep
-        # A link to a folder that this one lies in would be followed without end.
-        inside[:] = [d for d in inside if not real.startswith(os.path.realpath(f"{folder}/{d}") + os.sep)]
-        yield from (f"{folder.rstrip('/')}/{name}" for name in names)
+def _walk(folder: Location, depth: int | None = None) -> Iterator[File]:
+    """Every file below a folder, by path, links followed; one that dangles is a file, too, and fails later.
 
-
-def _media_only(files: Iterable[str], folder: str, skipped: dict[str, int]) -> list[str]:
-    """Video and image files in order; hidden ones are passed over, others counted in `skipped`."""
-    media = []
-    for file in sorted(files):
-        if "/." in f"/{file.removeprefix(folder).lstrip('/')}":
+    A folder is listed when it is come to, so memory is that of the largest one. Hidden ones are left out.
+    """
+    entries: list[tuple[str, bool, str | None]] = []  # name (a folder's ends in "/"), is it one, version
+    try:
+        if folder.is_local:
+            with os.scandir(folder.path) as found:
+                entries += [(f"{e.name}/" if e.is_dir() else e.name, e.is_dir(), None) for e in found]
+        else:
+            for info in folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True)):
+                is_folder = info.type == pafs.FileType.Directory
+                name = f"{info.base_name}/" if is_folder else info.base_name
+                entries.append((name, is_folder, version(info, local=False)))
+    except OSError as error:
+        problem = f"cannot be listed ({error.strerror or error})"
+        raise SpecError("input.path", folder.path, problem) from None
+    for name, is_folder, known in sorted(entries):
+        inside = folder / name.removesuffix("/")
+        if name.startswith("."):
             continue
+        if not is_folder:
+            yield inside.path, _local_version(inside.path) if folder.is_local else known
+        elif depth != 0 and not (folder.is_local and _leads_back(inside.path)):
+            yield from _walk(inside, None if depth is None else depth - 1)
+
+
+def _leads_back(path: str) -> bool:
+    """A link to a folder that it lies in would be followed without end."""
+    link = Path(path)
+    return link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve())
+
+
+def _local_version(path: str) -> str | None:
+    """What `storage.version` says of it, for a fraction of the time."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a Path would cost more than the call)
+    except OSError:
+        return None
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _media_only(files: Iterable[File], skipped: Counter[str]) -> Iterator[File]:
+    """Video and image files; others are counted in `skipped`."""
+    for file, known in files:
         suffix = suffix_of(file)
         if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-            media.append(file)
+            yield file, known
         else:
-            skipped[suffix or "no suffix"] = skipped.get(suffix or "no suffix", 0) + 1
-    return media
+            skipped[suffix or "no suffix"] += 1
 
 
 def _is_file(path: str) -> bool:
@@ -254,5 +247,5 @@ def _like(uri: str, path: str) -> str:
     return f"{scheme}://{path}" + (f"?{query}" if query else "")
 
 
-def _counts(skipped: dict[str, int]) -> str:
+def _counts(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))

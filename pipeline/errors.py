@@ -12,8 +12,10 @@ Reason = Literal[
     "corrupt",  # breaks in mid-decode
     "too_large",  # more pixels, bytes or seconds than the limits allow
     "timeout",  # took longer than the limits allow
+    "changed",  # no longer the file that was listed: its size or modification time differ
     "too_short",  # fewer frames than the sampling asks for, and the end policy is "drop"
     "crashed",  # took its decoder process down, every time
+    "out_of_memory",  # needed more of it than its worker could have
     "model_error",  # the model's output for it is not finite
 ]
 
@@ -46,7 +48,11 @@ class MediaError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """One row of `failures` (contract C7): what was lost, where, and why."""
+    """One row of `failures` (contract C7): what was lost, where, and why.
+
+    item: which of its unit's items it is about. rows: what that item gave all the same.
+    worker: host and process that found it out.
+    """
 
     uri: str
     stage: Stage
@@ -55,3 +61,6 @@ class Failure:
     position_seconds: float | None = None
     clip: int | None = None
     attempts: int = 1
+    item: int | None = None
+    rows: int = 0
+    worker: str | None = None

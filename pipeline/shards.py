@@ -20,6 +20,7 @@ from pipeline.errors import Failure, SpecError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.storage import Location, locate
+from pipeline.units import PLANNED
 from pipeline.video import Pixels
 
 FORMAT_VERSION = 2
@@ -55,6 +56,9 @@ FAILURES = pa.schema(
         ("position_seconds", pa.float64()),
         ("clip", pa.int64()),
         ("attempts", pa.int32()),
+        ("item", pa.int64()),
+        ("rows", pa.int64()),
+        ("worker", pa.string()),
         ("unit", pa.int64()),
     ]
 )
@@ -128,7 +132,7 @@ def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: S
         start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
         span = f"@{start}-{end}"
     return {
-        **{k: v for k, v in item.items() if k not in ("first_clip", "stop_clip")},
+        **{k: v for k, v in item.items() if k not in PLANNED},
         # Unique in a corpus and the same in every run: who, which frames, which view of them.
         "clip_id": f"{item['uri']}{span}#{pixels.pts.min()}-{pixels.pts.max()}/{view}",
         "source_version": source_version,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -124,6 +126,10 @@ class Cutting:
                 yield batch
                 begun = time.perf_counter()
             receipt.decode_seconds += time.perf_counter() - begun
+            kept = rows.count - made
+            failures[lost:] = [
+                replace(failure, item=number, rows=kept, worker=worker()) for failure in failures[lost:]
+            ]
             if item["first_clip"] == 0:  # of a split video only the first part counts
                 receipt.inputs += 1
                 receipt.failed_inputs += len(failures) > lost and rows.count == made
@@ -190,9 +196,14 @@ class Cutting:
         """(what the file's content is known by, view) for each view of an input."""
         try:
             place = open_input(self.root, item["uri"])
-            source_version = version(place.info())
+            info = place.info()
+            source_version = version(info, local=place.is_local)
         except (SpecError, OSError, pa.ArrowException) as error:
             raise MediaError("unreadable", " ".join(str(error).split())) from error
+        there = info.type != pafs.FileType.NotFound
+        if there and item["version"] is not None and item["version"] != source_version:
+            problem = f"was {item['version']} (bytes-mtime) when it was listed, is {source_version} now"
+            raise MediaError("changed", f"{problem}; run with --extend to list it again")
         span = (item["start_seconds"], item["end_seconds"])
         window = (item["first_clip"], item["stop_clip"])
         for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware):
@@ -253,6 +264,11 @@ class Shard:
         self._run.commit(receipt, failures)
         attempts.end()
         return pa.table([[receipt.to_json()]], schema=RECEIPT)
+
+
+def worker() -> str:
+    """This process, for a failure's row."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def unpack(decoded: pa.Table) -> tuple[Receipt, Media, Sequence[pa.RecordBatch], list[Failure]]:

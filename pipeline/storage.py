@@ -83,9 +83,12 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100
 
 
-def version(info: pafs.FileInfo) -> str:
-    """What tells two contents of one file apart without reading them: size and modification time."""
-    return f"{info.size}-{info.mtime_ns or 0}"
+def version(info: pafs.FileInfo, *, local: bool) -> str:
+    """What tells two contents of one file apart without reading them: size and modification time.
+
+    Of an object store's times only the seconds: some list fractions that they do not tell of one object.
+    """
+    return f"{info.size}-{info.mtime_ns or 0}" if local else f"{info.size}-{(info.mtime_ns or 0) // 10**9}"
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,17 @@ def atomic_file(target: Location) -> Iterator[_Hashing]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def streamed_file(target: Location) -> Iterator[Any]:
+    """A file of any size that something else vouches for: an error may tear it where it is not local."""
+    if target.is_local:
+        with atomic_file(target) as sink:
+            yield sink
+    else:
+        with target.filesystem.open_output_stream(target.path) as sink:
+            yield sink
 
 
 def write_atomic(target: Location, data: bytes) -> Written:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -16,6 +19,10 @@ from pipeline.storage import locate
 IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 TABLE_SUFFIXES = frozenset(".csv .jsonl .ndjson .parquet .tsv .txt".split())
 
+# Inputs that are held at a time, and how much of a text file is looked at to find out its columns' types.
+CHUNK_ROWS = 1 << 16
+BLOCK_BYTES = 64 << 20
+
 # What an input table may say of each of its rows; its other columns are carried along.
 KNOWN = {
     "uri": pa.string(),
@@ -29,44 +36,65 @@ KNOWN = {
 # Names that the outputs give a meaning of their own.
 RESERVED = frozenset(
     "clip_id source_version frame_pts time_base padded_frames padded_with damaged_frames crop view_index"
-    " embedding first_clip stop_clip first_row stop_row media".split()
+    " embedding first_clip stop_clip first_row stop_row media version redoes_unit redoes_item".split()
 )
 
 
-def read_table(path: str) -> pa.Table:
-    """A table as its file has it, `uri` and `labels` by their names. SpecError if it cannot be used."""
+def read_table(path: str) -> Iterator[pa.Table]:
+    """A table in chunks, as its file has it; `uri` and `labels` by their names. SpecError if it is no use.
+
+    The types of CSV and JSON columns are those of the first BLOCK_BYTES.
+    """
     place = locate(path, "input.path")
     suffix = suffix_of(path)
+    first_row = 1
     try:
         with place.filesystem.open_input_file(place.path) as file:
-            if suffix == ".parquet":
-                table = pq.read_table(file)
-            elif suffix in {".jsonl", ".ndjson"}:
-                table = pajson.read_json(file)
-            elif suffix == ".txt":
-                lines = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
-                table = pa.table({"uri": [line for line in lines if line and not line.startswith("#")]})
-            else:
-                table = pacsv.read_csv(
-                    file,
-                    parse_options=pacsv.ParseOptions(
-                        delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-                    ),
-                    convert_options=pacsv.ConvertOptions(
-                        column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
-                        | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
-                        null_values=[""],  # "NA" and "null" may well be names
-                        strings_can_be_null=True,
-                        quoted_strings_can_be_null=False,
-                    ),
-                )
+            for table in _chunks(file, suffix):
+                for start in range(0, table.num_rows, CHUNK_ROWS) or (0,):
+                    chunk = table.slice(start, CHUNK_ROWS)
+                    yield _named(chunk, path, first_row)
+                    first_row += chunk.num_rows
     except (pa.ArrowException, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        raise SpecError("input.path", path, f"cannot be read as {suffix}: {text}") from None
-    return _named(table, path)
+        hint = ", whose types were read off its beginning; write it as .parquet" if first_row > 1 else ""
+        raise SpecError("input.path", path, f"cannot be read as {suffix}: {text}{hint}") from None
 
 
-def _named(table: pa.Table, path: str) -> pa.Table:
+def _chunks(file: pa.NativeFile, suffix: str) -> Iterator[pa.Table]:
+    if suffix == ".parquet":
+        reader = pq.ParquetFile(file)
+        yield reader.schema_arrow.empty_table()
+        batches: Iterable[pa.RecordBatch] = reader.iter_batches(CHUNK_ROWS)
+    elif suffix in {".jsonl", ".ndjson"}:
+        batches = pajson.open_json(file, pajson.ReadOptions(block_size=BLOCK_BYTES))
+    elif suffix == ".txt":
+        lines = (line.strip() for line in io.TextIOWrapper(file, encoding="utf-8-sig"))
+        uris = (line for line in lines if line and not line.startswith("#"))
+        batches = (
+            pa.record_batch({"uri": pa.array(some, pa.string())})
+            for some in iter(lambda: list(islice(uris, CHUNK_ROWS)), [])
+        )
+    else:
+        batches = pacsv.open_csv(
+            file,
+            read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(
+                delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+            ),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in (*KNOWN, "path", "label")}
+                | {"start_seconds": pa.float64(), "end_seconds": pa.float64()},
+                null_values=[""],  # "NA" and "null" may well be names
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+    for batch in batches:
+        yield pa.Table.from_batches([batch])
+
+
+def _named(table: pa.Table, path: str, first_row: int) -> pa.Table:
     """`path` may stand for `uri`, and one `label` for `labels`."""
     names = [name.strip() for name in table.column_names]
     columns = dict(zip(names, table.columns, strict=True))
@@ -79,7 +107,7 @@ def _named(table: pa.Table, path: str) -> pa.Table:
         raise SpecError("input.path", path, f"has no column 'uri' or 'path', only {', '.join(columns)}")
     if columns["uri"].null_count:
         row = columns["uri"].is_null().combine_chunks().index(True).as_py()
-        raise SpecError("input.path", path, f"row {row + 1} has no uri")
+        raise SpecError("input.path", path, f"row {first_row + row} has no uri")
     if "labels" not in columns and "label" in columns:
         columns["labels"] = columns.pop("label")
     if "labels" in columns and pa.types.is_string(columns["labels"].type):
@@ -91,8 +119,11 @@ def _named(table: pa.Table, path: str) -> pa.Table:
     return pa.table(columns)
 
 
-def complete(inputs: pa.Table) -> pa.Table:
-    """Every known column in its type and order, then `media`, then the caller's own."""
+def complete(inputs: pa.Table, first_row: int = 1) -> pa.Table:
+    """Every known column in its type and order, then `media` and `version`, then the caller's own.
+
+    first_row: what the first one is called in messages.
+    """
     columns = {}
     for name, kind in KNOWN.items():
         if name in inputs.column_names:
@@ -105,13 +136,16 @@ def complete(inputs: pa.Table) -> pa.Table:
             columns[name] = pa.nulls(inputs.num_rows, kind)
     suffixes = (suffix_of(uri) for uri in columns["uri"].to_pylist())
     columns["media"] = pa.array(["image" if s in IMAGE_SUFFIXES else "video" for s in suffixes])
+    columns["version"] = (
+        inputs["version"] if "version" in inputs.column_names else pa.nulls(inputs.num_rows, pa.string())
+    )
     for name in inputs.column_names:
-        if name not in KNOWN:
+        if name not in KNOWN and name != "version":
             columns[name] = inputs[name]
             _carriable(name, inputs[name])
     for name in ("start_seconds", "end_seconds"):
         columns[name] = pc.if_else(pc.is_nan(columns[name]), None, columns[name])
-    _check_spans(columns["uri"], columns["start_seconds"], columns["end_seconds"])
+    _check_spans(columns["uri"], columns["start_seconds"], columns["end_seconds"], first_row)
     return pa.table(columns).combine_chunks()
 
 
@@ -120,7 +154,7 @@ def _carriable(name: str, column: pa.ChunkedArray) -> None:
     try:
         pq.write_table(pa.table({name: column[:1]}), pa.BufferOutputStream())
         pa.array(column[:1].to_pylist(), column.type)
-        column[:1].take(pa.array(range(min(1, len(column)))))
+        column[:1].take(pa.array(range(min(1, len(column))), pa.int64()))
     except (pa.ArrowException, NotImplementedError) as error:
         text = " ".join(str(error).split())
         raise SpecError(
@@ -128,7 +162,9 @@ def _carriable(name: str, column: pa.ChunkedArray) -> None:
         ) from None
 
 
-def _check_spans(uris: pa.ChunkedArray, starts: pa.ChunkedArray, ends: pa.ChunkedArray) -> None:
+def _check_spans(
+    uris: pa.ChunkedArray, starts: pa.ChunkedArray, ends: pa.ChunkedArray, first_row: int
+) -> None:
     filled = pc.fill_null(starts, 0.0)
     wrong = pc.or_(pc.less(filled, 0.0), pc.invert(pc.is_finite(filled)))
     wrong = pc.or_(wrong, pc.fill_null(pc.less_equal(ends, filled), False))
@@ -139,21 +175,7 @@ def _check_spans(uris: pa.ChunkedArray, starts: pa.ChunkedArray, ends: pa.Chunke
         raise SpecError(
             "input.path",
             uris[row].as_py(),
-            f"row {row + 1} spans {span}; it must begin at 0 or later and end after that",
-        )
-
-
-def refuse_doubles(inputs: pa.Table, path: str | tuple[str, ...]) -> None:
-    key = ["uri", "start_seconds", "end_seconds"]
-    counts = inputs.select(key).group_by(key).aggregate([([], "count_all")])
-    double = counts.filter(pc.greater(counts["count_all"], 1))
-    if double.num_rows:
-        uri, start, end = (double[name][0].as_py() for name in key)
-        span = "" if start is None and end is None else f" from {start} to {end} s"
-        raise SpecError(
-            "input.path",
-            path,
-            f"lists {uri}{span} {double['count_all'][0]} times; list it once (labels: 'a;b')",
+            f"row {first_row + row} spans {span}; it must begin at 0 or later and end after that",
         )
 
 

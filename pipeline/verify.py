@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commits import File, Receipt
+from pipeline import generations
+from pipeline.commits import File, Receipt, Run
 from pipeline.errors import SpecError
+from pipeline.parts import live_failures
 from pipeline.storage import Location, locate
 
 OUTPUTS = ("shards", "embeddings", "failures", "units")
@@ -41,33 +43,32 @@ def verify(folder: str) -> Verdict:
         SpecError: the folder is not a run's output.
     """
     place = locate(folder, "DIR")
-    if not (place / "plan.parquet").exists():
-        raise SpecError("DIR", folder, "not a run's output folder: there is no plan.parquet in it")
+    plan = _plan(place, folder)
     verdict = Verdict()
     say = verdict.problems.append
     receipts = _receipts(place, say)
-    verdict.units = len(receipts)
-    with place.filesystem.open_input_file((place / "plan.parquet").path) as file:
-        planned = set(pq.read_table(file, columns=["unit"])["unit"].to_pylist())
+    planned = set(range(sum(generation.units for generation in plan)))
+    void = generations.void(place, plan)
     if missing := planned - receipts.keys():
         say(
             f"{len(missing)} of {len(planned)} units are not committed (first unit {min(missing)}): run again"
         )
     if strange := receipts.keys() - planned:
         say(f"commits/: unit {min(strange)} is not in the plan: delete its record and files")
+    # Joined files may still lie there after a kill, and so may those of void units; a rerun removes them.
     recorded = {file.path: file for receipt in receipts.values() for file in receipt.files}
-    files, published = recorded, False
-    if (place / "manifest.json").exists():
-        try:
-            manifest = json.loads((place / "manifest.json").read_bytes())
-            files = {file["path"]: File(**file) for file in manifest["files"]}
-            published = True
-        except (json.JSONDecodeError, KeyError, TypeError):
-            say("manifest.json cannot be read: delete it and run the job again, which builds it anew")
-        else:
-            _count(manifest, receipts, files, say)
-    elif not missing:
-        say("there is no manifest.json: run the job again, which builds it")
+    receipts = {unit: receipt for unit, receipt in receipts.items() if unit not in void.units}
+    verdict.units = len(receipts)
+    files = _listed(place, say)
+    published = files is not None
+    if files is None:
+        files = {
+            path: file for path, file in recorded.items() if not _joinable(path) or (place / path).exists()
+        }
+        if not missing and not (place / "manifest.json").exists():
+            say("there is no manifest.json: run the job again, which builds it")
+    elif not missing:  # while units are, the manifest is the one before
+        _count(json.loads((place / "manifest.json").read_bytes()), receipts, files, bool(void.items), say)
     clip_ids: list[pa.ChunkedArray] = []
     for file in files.values():
         ids = _check(place, file, say)
@@ -78,14 +79,48 @@ def verify(folder: str) -> Verdict:
             verdict.failures += file.rows
     verdict.files = len(files)
     _doubled(clip_ids, say)
-    # Unit files that were joined into parts may still lie there after a kill; a rerun removes them.
-    expected = files.keys() | (recorded.keys() if published else set())
+    expected = files.keys() | recorded.keys()
     for name in OUTPUTS:
         for info in (place / name).files(recursive=True):
             path = info.path.removeprefix(f"{place.path}/")
-            if path not in expected:
+            joined = not published and "/part-" in path  # it may be all that is left of its units
+            if path not in expected and not joined:
                 say(f"{path}: no commit record knows this file: delete it")
     return verdict
+
+
+def failures(folder: str) -> pa.Table:
+    """The failures that hold in a run's output folder, finished or not (schema: pipeline.shards.FAILURES).
+
+    Raises:
+        SpecError: the folder is not a run's output.
+    """
+    place = locate(folder, "DIR")
+    plan = _plan(place, folder)
+    run = Run(folder, plan[0].settings["fingerprint"])
+    return live_failures(run, run.committed(), generations.void(place, plan))
+
+
+def _plan(place: Location, folder: str) -> list[generations.Generation]:
+    if found := generations.read(place):
+        return found
+    raise SpecError("DIR", folder, "not a run's output folder: there is no plan in it")
+
+
+def _joinable(path: str) -> bool:
+    return path.startswith(("units/", "failures/"))
+
+
+def _listed(place: Location, say: Say) -> dict[str, File] | None:
+    """The files of the manifest, if there is one."""
+    if not (place / "manifest.json").exists():
+        return None
+    try:
+        manifest = json.loads((place / "manifest.json").read_bytes())
+        return {file["path"]: File(**file) for file in manifest["files"]}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        say("manifest.json cannot be read: delete it and run the job again, which builds it anew")
+        return None
 
 
 def _receipts(place: Location, say: Say) -> dict[int, Receipt]:
@@ -108,16 +143,21 @@ def _receipts(place: Location, say: Say) -> dict[int, Receipt]:
     return receipts
 
 
-def _count(manifest: dict[str, Any], receipts: dict[int, Receipt], files: dict[str, File], say: Say) -> None:
+def _count(
+    manifest: dict[str, Any], receipts: dict[int, Receipt], files: dict[str, File], redone: bool, say: Say
+) -> None:
     """The manifest must count what the commit records count."""
     rows = sum(receipt.clips for receipt in receipts.values())
     listed = sum(file.rows for file in files.values() if not file.path.startswith("failures/"))
-    for what, counted, claimed in (
+    checks = [
         ("units", len(receipts), manifest["units"]),
         ("rows", rows, manifest["rows"]),
         ("rows in its files", rows, listed),
-        ("failures", sum(receipt.failures for receipt in receipts.values()), manifest["failures"]),
-    ):
+    ]
+    if not redone:  # of failures that were done again records still tell
+        lost = sum(receipt.failures for receipt in receipts.values())
+        checks.append(("failures", lost, manifest["failures"]))
+    for what, counted, claimed in checks:
         if counted != claimed:
             say(
                 f"manifest.json: says {claimed} {what}, the commit records {counted}: delete it and run again"
@@ -146,6 +186,10 @@ def _check(place: Location, file: File, say: Say) -> pa.ChunkedArray | None:
         say(f"{file.path}: its checksum has changed since it was written: {advice}")
         return None
     if file.path.startswith("failures/"):
+        with target.filesystem.open_input_file(target.path) as source:
+            rows = pq.read_metadata(source).num_rows
+        if rows != file.rows:
+            say(f"{file.path}: holds {rows} rows, but {file.rows} were written: {advice}")
         return None
     with target.filesystem.open_input_file(target.path) as source:
         if file.path.endswith(".parquet"):

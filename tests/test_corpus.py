@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from samples import dense
 
-from pipeline.corpus import Corpus, freeze, open_input, read_corpus
+from pipeline.corpus import Corpus, open_input, read_corpus
 from pipeline.errors import SpecError
 from pipeline.plan import Canvas
 from pipeline.sampling import Sampling
-from pipeline.storage import locate
+from pipeline.storage import locate, version
 from pipeline.video import Pixels, read_clips
 
 PLAN = dense(Canvas(frames=2, height_px=8, width_px=8), (1, 4, 4))  # 384 bytes a clip
@@ -43,16 +40,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
+def listed(corpus: Corpus) -> pa.Table:
+    return pa.concat_tables(corpus.chunks)
+
+
 def uris(corpus: Corpus) -> list[str]:
-    return corpus.inputs["uri"].to_pylist()
+    return listed(corpus)["uri"].to_pylist()
 
 
 def test_a_folder_is_searched_all_the_way_down(folder: Path) -> None:
     corpus = read_corpus(str(folder))
-    assert uris(corpus) == ["a one.mkv", "b/-dash 'quoted' 100%.webm", "b/two.mp4", "c/still.JPG"]
-    assert corpus.inputs["media"].to_pylist() == ["video", "video", "video", "image"]
+    inputs = listed(corpus).to_pylist()
+    assert [i["uri"] for i in inputs] == [
+        "a one.mkv",
+        "b/-dash 'quoted' 100%.webm",
+        "b/two.mp4",
+        "c/still.JPG",
+    ]
+    assert [i["media"] for i in inputs] == ["video", "video", "video", "image"]
     assert corpus.skipped == {".txt": 1}
-    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+    for one in inputs:
+        place = open_input(corpus.root, one["uri"])
+        assert one["version"] == version(place.info(), local=True)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +75,9 @@ def test_a_folder_is_searched_all_the_way_down(folder: Path) -> None:
 )
 def test_globs_and_files(folder: Path, pattern: str, expected: list[str]) -> None:
     corpus = read_corpus(str(folder / pattern))
-    assert uris(corpus) == expected
-    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+    found = uris(corpus)
+    assert found == expected
+    assert all(open_input(corpus.root, uri).exists() for uri in found)
 
 
 def test_several_places_share_the_root_they_have_in_common(folder: Path) -> None:
@@ -105,7 +115,7 @@ def write_table(path: Path) -> Path:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_tables_say_the_same_in_every_format(folder: Path, suffix: str) -> None:
     corpus = read_corpus(str(write_table(folder / f"list{suffix}")))
-    first, second = corpus.inputs.to_pylist()
+    first, second = listed(corpus).to_pylist()
     assert first["uri"] == "b/two.mp4"
     assert (first["start_seconds"], first["end_seconds"]) == (1.5, 3.0)
     assert first["labels"] == ["run", "jump, high"]
@@ -118,8 +128,9 @@ def test_tables_say_the_same_in_every_format(folder: Path, suffix: str) -> None:
 def test_a_text_list_and_a_root_of_its_own(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# mine\nb/two.mp4\n\na one.mkv\n")
     corpus = read_corpus(str(tmp_path / "list.txt"), root=str(folder))
-    assert uris(corpus) == ["b/two.mp4", "a one.mkv"]
-    assert all(open_input(corpus.root, uri).exists() for uri in uris(corpus))
+    found = uris(corpus)
+    assert found == ["b/two.mp4", "a one.mkv"]
+    assert all(open_input(corpus.root, uri).exists() for uri in found)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,7 @@ def test_a_text_list_and_a_root_of_its_own(folder: Path, tmp_path: Path) -> None
         ("name\nx.mp4\n", "has no column 'uri' or 'path', only name"),
         ("uri,crop\nx.mp4,1\n", "column 'crop' is a name of the output's own; rename it"),
         ("uri,start_seconds\nx.mp4,soon\n", "cannot be read as .csv"),
-        ("uri\nx.mp4\nx.mp4\n", "lists x.mp4 2 times"),
+        ("uri\nx.mp4\nx.mp4\n", "lists x.mp4 more than once"),
         ("uri,group\nx.mp4,1\n,2\n", "row 2 has no uri"),
         ("uri,who,who\nx.mp4,1,2\n", "has two columns named 'who'; rename one"),
         ("uri,start_seconds\nx.mp4,-1\n", "row 1 spans -1.0 to None s; it must begin at 0 or later"),
@@ -144,7 +155,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> 
 
 def test_tables_are_taken_at_their_word(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("\ufeffuri, start_seconds,labels\nx.mp4,1.5,NA;null\n")
-    (row,) = read_corpus(str(tmp_path / "list.csv")).inputs.to_pylist()
+    (row,) = listed(read_corpus(str(tmp_path / "list.csv"))).to_pylist()
     assert (row["uri"], row["start_seconds"], row["labels"]) == ("x.mp4", 1.5, ["NA", "null"])
 
 
@@ -178,60 +189,6 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_corpus(str(tmp_path / "nope"))
     with pytest.raises(SpecError, match="the pattern matches no file"):
         read_corpus(str(tmp_path / "*.mp4"))
-
-
-def corpus_of(names: list[str]) -> Corpus:
-    table = pa.table({"uri": names})
-    folder = pa.table({name: pa.nulls(len(names), pa.float64()) for name in ("start_seconds", "end_seconds")})
-    for name in folder.column_names:
-        table = table.append_column(name, folder[name])
-    return Corpus("/", table.append_column("media", pa.array(["video"] * len(names))), {})
-
-
-@given(
-    st.lists(st.floats(0.1, 300), min_size=1, max_size=40),
-    st.integers(384, 384 * 300),
-    st.sampled_from([{"every_seconds": 1.0}, {"clips": 7}]),
-)
-def test_units_hold_every_clip_once_and_keep_to_their_size(
-    seconds: list[float], unit_bytes: int, clips: dict
-) -> None:
-    corpus = corpus_of([f"{i}.mp4" for i in range(len(seconds))])
-    sampling = Sampling(frames=2, height_px=8, width_px=8, **clips)
-    units = freeze(corpus, sampling, {"video": PLAN}, unit_bytes, lambda inputs: seconds)
-    again = freeze(corpus, sampling, {"video": PLAN}, unit_bytes, lambda inputs: seconds)
-    assert units.equals(again)
-    rows = units.to_pylist()
-    assert [row["unit"] for row in rows] == list(range(len(rows)))
-    items = [item for row in rows for item in row["items"]]
-    for number in range(len(seconds)):
-        parts = [item for item in items if item["uri"] == f"{number}.mp4"]
-        assert parts[0]["first_clip"] == 0
-        assert parts[-1]["stop_clip"] is None
-        for left, right in itertools.pairwise(parts):
-            assert left["stop_clip"] == right["first_clip"]
-    # A unit may run over by the last input that starts in it.
-    most = max(1, unit_bytes // PLAN.bytes_per_clip)
-    assert all(row["clips"] <= 2 * most for row in rows)
-
-
-def test_a_small_corpus_still_gives_several_workers_something_to_do() -> None:
-    units = freeze(
-        corpus_of([f"{i}.mp4" for i in range(40)]), Sampling(), {"video": PLAN}, 1 << 30, lambda t: []
-    )
-    assert units.num_rows >= 12
-    units = freeze(corpus_of(["0.mp4"]), Sampling(clips=9), {"video": PLAN}, 1 << 30, lambda t: [])
-    assert units.num_rows == 1  # one video is not decoded twice for that
-
-
-def test_images_get_units_of_their_own(folder: Path) -> None:
-    assert STILL is not None
-    units = freeze(
-        read_corpus(str(folder)), Sampling(), {"video": PLAN, "image": STILL}, 1 << 20, lambda t: []
-    )
-    assert units["media"].to_pylist() == ["video"] * 3 + ["image"]
-    with pytest.raises(SpecError, match="c/still.JPG': an image, but this model has no image plan"):
-        freeze(read_corpus(str(folder)), Sampling(), {"video": PLAN}, 1 << 20, lambda t: [])
 
 
 @pytest.fixture(scope="module")

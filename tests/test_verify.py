@@ -6,15 +6,19 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import generations
 from pipeline.attempts import Attempts
-from pipeline.commits import Receipt, Run, compact, parts
+from pipeline.commits import Receipt, Run
 from pipeline.errors import Failure, SpecError
+from pipeline.parts import arrange, join, join_failures, measure
 from pipeline.storage import Location, atomic_file, locate
+from pipeline.units import REDOES
 from pipeline.verify import verify
 
 
@@ -22,21 +26,51 @@ from pipeline.verify import verify
 def run(tmp_path: Path) -> Run:
     """A published run of three units, two rows each, and one failure."""
     run = Run(str(tmp_path), "f00d")
+    planned = [unit_of(item(f"{unit}.mp4"), item("bad.mp4")) for unit in range(3)]
+    generations.write(run, (), [pa.Table.from_pylist(planned, schema=UNITS)], {"fingerprint": "f00d"})
     for unit in range(3):
-        ids = [f"{unit}.mp4#0-9/{view}" for view in range(2)]
-        receipt = Receipt(unit, inputs=1, clips=2)
-        receipt.files.append(run.write_table(f"units/{run.name(unit)}.parquet", pa.table({"clip_id": ids})))
-        failures = [Failure("bad.mp4", "open", "unreadable", "empty")] if unit == 1 else []
-        run.commit(receipt, failures)
-    pq.write_table(pa.table({"unit": [0, 1, 2]}), tmp_path / "plan.parquet")
-    receipts = list(run.receipts())
-    files = [file for receipt in receipts for file in receipt.files]
-    data = [file for file in files if file.path.startswith("units/")]
-    joined = [compact(run, index, group) for index, group in enumerate(parts(data))]
-    run.publish("embed", [*joined, *(file for file in files if file not in data)], receipts)
-    for path in (tmp_path / "units").iterdir():
-        path.unlink()
+        commit(run, unit)
+    publish(run)
     return run
+
+
+def item(uri: str, redoes: tuple[int, int] | None = None) -> dict[str, Any]:
+    unit, number = redoes or (None, None)
+    return {"uri": uri, "first_clip": 0, "stop_clip": None, "redoes_unit": unit, "redoes_item": number}
+
+
+def unit_of(*items: dict[str, Any]) -> dict[str, Any]:
+    return {"media": "video", "clips": 2, "items": list(items)}
+
+
+ITEM = [("uri", pa.string()), ("first_clip", pa.int64()), ("stop_clip", pa.int64()), *REDOES.items()]
+UNITS = pa.schema([("media", pa.string()), ("clips", pa.int64()), ("items", pa.list_(pa.struct(ITEM)))])
+
+
+def commit(run: Run, unit: int, prefix: str = "") -> None:
+    ids = [f"{prefix}{unit}.mp4#0-9/{view}" for view in range(2)]
+    receipt = Receipt(unit, inputs=1, clips=2)
+    receipt.files.append(run.write_table(f"units/{run.name(unit)}.parquet", pa.table({"clip_id": ids})))
+    failures = [Failure("bad.mp4", "open", "unreadable", "empty", item=1)] if unit == 1 else []
+    run.commit(receipt, failures)
+
+
+def publish(run: Run) -> None:
+    """As a job does it."""
+    plan = generations.read(run.place)
+    void = generations.void(run.place, plan)
+    receipts = [receipt for receipt in run.receipts() if receipt.unit not in void.units]
+    units = [file for receipt in receipts for file in receipt.files if file.path.startswith("units/")]
+    arranged = arrange(run, units, plan[-1].number)
+    files = [measure(run, name) for name in arranged.kept]
+    files += [join(run, name, slices) for name, slices in arranged.to_write]
+    lost = join_failures(run, {receipt.unit for receipt in receipts}, void, plan[-1].number)
+    run.publish("embed", [*files, *([lost] if lost else [])], receipts)
+    listed = {file.path for file in (*files, *([lost] if lost else []))}
+    for name in ("units", "failures", "embeddings"):
+        for path in (Path(run.uri) / name).iterdir():
+            if f"{name}/{path.name}" not in listed:
+                path.unlink()
 
 
 def first(folder: Path, pattern: str) -> Path:
@@ -110,15 +144,62 @@ def test_each_harm_is_found_and_a_way_out_is_named(
 
 def test_a_lost_manifest_is_built_again_from_the_parts(run: Run) -> None:
     before = (Path(run.uri) / "manifest.json").read_bytes()
-    receipts = list(run.receipts())
-    files = [file for receipt in receipts for file in receipt.files]
-    data = [file for file in files if file.path.startswith("units/")]
-    (joined,) = [compact(run, index, group) for index, group in enumerate(parts(data))]
-    run.publish("embed", [joined, *(file for file in files if file not in data)], receipts)
+    (Path(run.uri) / "manifest.json").unlink()
+    assert verify(run.uri).problems == ["there is no manifest.json: run the job again, which builds it"]
+    publish(run)
     assert (Path(run.uri) / "manifest.json").read_bytes() == before
     lose_a_file(Path(run.uri))
-    with pytest.raises(SpecError, match="is lost, and its units are committed; delete commits/"):
-        compact(run, 0, data)
+    with pytest.raises(SpecError, match="is in no part of embeddings/, and its unit is committed; delete"):
+        publish(run)
+
+
+def test_what_is_done_again_takes_the_place_of_what_was(run: Run) -> None:
+    """Unit 0 as a whole, and of unit 1 what failed; parts are written anew only where they must be."""
+    old = first(Path(run.uri), "embeddings/*")
+    again = [
+        unit_of(item("0.mp4", (0, 0)), item("bad.mp4", (0, 1))),
+        unit_of(item("bad.mp4", (1, 1))),
+        unit_of(item("new.mp4")),
+    ]
+    plan = generations.read(run.place)
+    generations.write(run, plan, [pa.Table.from_pylist(again, schema=UNITS)], plan[0].settings)
+    for unit in (3, 4, 5):
+        assert verify(run.uri).problems == [
+            f"{6 - unit} of 6 units are not committed (first unit {unit}): run again"
+        ]
+        commit(run, unit, "again/")
+    publish(run)
+    verdict = verify(run.uri)
+    assert verdict.problems == []
+    assert (verdict.units, verdict.rows, verdict.failures) == (5, 10, 0)
+    found = pq.read_table(Path(run.uri) / "embeddings")["clip_id"].to_pylist()
+    assert {name.partition("#")[0] for name in found} == {
+        "1.mp4", "2.mp4", "again/3.mp4", "again/4.mp4", "again/5.mp4",
+    }  # fmt: skip
+    assert not old.exists()
+    before = first(Path(run.uri), "embeddings/*").stat().st_mtime_ns
+    plan = generations.read(run.place)
+    more = [unit_of(item("newer.mp4"))]
+    generations.write(run, plan, [pa.Table.from_pylist(more, schema=UNITS)], plan[0].settings)
+    commit(run, 6)
+    publish(run)
+    assert first(Path(run.uri), "embeddings/*").stat().st_mtime_ns == before  # nothing in it has changed
+    assert verify(run.uri).problems == []
+
+
+def test_a_publishing_that_was_killed_is_done_again(run: Run) -> None:
+    """Parts of it may be there already, beside those that the old manifest lists."""
+    plan = generations.read(run.place)
+    again = [unit_of(item("0.mp4", (0, 0)), item("bad.mp4", (0, 1)))]
+    generations.write(run, plan, [pa.Table.from_pylist(again, schema=UNITS)], plan[0].settings)
+    commit(run, 3)
+    units = [f for r in run.receipts() if r.unit for f in r.files if f.path.startswith("units/")]
+    for name, slices in arrange(run, units, 1, part_bytes=1).to_write[:2]:
+        join(run, name, slices)
+    publish(run)
+    verdict = verify(run.uri)
+    assert verdict.problems == []
+    assert (verdict.units, verdict.rows, verdict.failures) == (3, 6, 1)
 
 
 def test_doubled_rows_are_found(run: Run) -> None:

@@ -73,7 +73,7 @@ def locate(uri: str, field: str = "uri") -> Location:
     try:
         # Only the bucket is parsed as a URI: keys may hold spaces, percent signs and quotes.
         filesystem, base = pafs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise SpecError(field, uri, f"no filesystem for it ({error}); use a path, s3:// or gs://") from None
     return Location(filesystem, f"{base}/{key}".rstrip("/"))
 

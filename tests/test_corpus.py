@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -218,3 +219,15 @@ def test_s3_is_listed_like_a_folder(s3: str, clips: Path) -> None:
     sampling = Sampling(frames=2, height_px=8, width_px=8)
     (view,) = read_clips(open_input(corpus.root, "one two.mp4"), sampling, PLAN)
     assert isinstance(view, Pixels)
+
+
+def test_a_bucket_whose_region_cannot_be_asked_for_is_an_error_of_the_spec(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_network(uri: str) -> None:  # as AWS answers where there is none
+        raise OSError("When resolving region for bucket 'videos': Could not resolve hostname")
+
+    filesystem = SimpleNamespace(FileSystem=SimpleNamespace(from_uri=without_network))
+    monkeypatch.setattr("pipeline.storage.pafs", filesystem)
+    with pytest.raises(SpecError, match=r"input.path = 's3://videos': .*Could not resolve hostname"):
+        locate("s3://videos", "input.path")

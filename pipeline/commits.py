@@ -6,20 +6,16 @@ that they are there. A unit without a record does not exist, and doing it again 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import Failure, SpecError
+from pipeline.errors import Failure
 from pipeline.shards import FAILURES, failure_table
 from pipeline.storage import Location, atomic_file, locate, write_atomic
 
@@ -133,32 +129,3 @@ class Run:
             "files": [asdict(file) for file in files],
         }
         write_atomic(self.place / "manifest.json", json.dumps(manifest, indent=1).encode())
-
-
-@contextmanager
-def only_writer(run_uri: str) -> Iterator[None]:
-    """Hold a run's folder for this process; a lock dies with its holder.
-
-    Raises:
-        SpecError: another process holds it.
-    """
-    place = locate(run_uri, "output.path")
-    if not place.is_local:  # an object store has no flock; its units are still committed one by one
-        yield
-        return
-    try:
-        Path(place.path).mkdir(parents=True, exist_ok=True)
-        handle = os.open(f"{place.path}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise SpecError("output.path", run_uri, f"cannot be written to ({error.strerror})") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise SpecError(
-            "output.path", run_uri, "another run is writing to it; wait for it or choose another"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,8 +18,8 @@ import pytest
 from samples import embed_spec, rows
 
 import jobs
-from pipeline.commits import only_writer
 from pipeline.errors import SpecError
+from pipeline.lock import LockLostError, only_writer
 from pipeline.probing import isolated
 from pipeline.verify import verify
 
@@ -107,3 +109,30 @@ def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path) -> N
 def test_a_second_writer_is_refused(corpus: Path, tmp_path: Path) -> None:
     with only_writer(str(tmp_path / "out")), pytest.raises(SpecError, match="another run is writing to it"):
         jobs.run(embed_spec(corpus, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("moment", ["a unit is done", "all is ready to be published"])
+def test_a_run_that_loses_its_folder_stops_and_publishes_nothing(
+    clips: Path, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    spec = embed_spec(tmp_path, tmp_path / "out")
+    spec["input"] = {"path": str(clips / "vp9.webm")}  # one unit
+    asked = 0
+
+    @contextmanager
+    def taken_over(*_: object) -> Iterator[Callable[[], None]]:
+        def check() -> None:
+            nonlocal asked
+            asked += 1
+            if asked > (moment != "a unit is done"):
+                raise LockLostError("taken over")
+
+        yield check
+
+    monkeypatch.setattr("jobs.runner.only_writer", taken_over)
+    with pytest.raises(LockLostError, match="taken over"):
+        jobs.run(spec)
+    monkeypatch.undo()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    jobs.run(spec)
+    assert verify(str(tmp_path / "out")).problems == []

@@ -70,6 +70,8 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress, again: Again = Agai
         if plan is not None and not again.wanted and finished(run, plan):
             clean(run)
             return report(spec, run, plan, 0.0, 0, progress.notes)
+        if plan is not None and again.watch_seconds is not None:
+            again = replace(again, extend=True)
         source = _list(spec, again, progress) if plan is None or again.extend else None
         encoder = _encoder(spec, plan, source)
         if encoder is not None:

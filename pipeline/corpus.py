@@ -76,7 +76,7 @@ def read_corpus(
         raise SpecError("input.path", path, "names nothing; give a folder, a glob, a file or a table")
     if len(paths) == 1 and suffix_of(paths[0]) in TABLE_SUFFIXES and _is_file(paths[0]):
         base = root or _like(paths[0], _parent(locate(paths[0]).path))
-        chunks = _refuse_doubles(_completed(read_table(paths[0])), path)
+        chunks = _refuse_doubles(_completed(_versioned(read_table(paths[0]), base)), path)
     else:
         listed = [_list(one, skipped) for one in paths]
         start = locate(root).path if root else os.path.commonpath([folder for folder, _ in listed])
@@ -96,6 +96,17 @@ def read_corpus(
 def open_input(root: str, uri: str) -> Location:
     """Where an input of a corpus lies."""
     return locate(uri) if "://" in uri or uri.startswith("/") else locate(root) / uri
+
+
+def _versioned(tables: Iterable[pa.Table], root: str) -> Iterator[pa.Table]:
+    """With the version of what lies on a disk; a store would have to be asked for each object."""
+    start = locate(root)
+    for table in tables:
+        versions = [
+            _local_version(os.path.join(start.path, uri)) if start.is_local and "://" not in uri else None  # noqa: PTH118 (as in _local_version)
+            for uri in table["uri"].to_pylist()
+        ]
+        yield table.append_column("version", pa.array(versions, pa.string()))
 
 
 def _completed(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

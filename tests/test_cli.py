@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from jobs.__main__ import main
+from pipeline import generations
+from pipeline.commits import Receipt, Run
+from pipeline.errors import Failure
+from pipeline.units import REDOES
 
 SPEC = {
     "version": 1, "kind": "embed", "sampling": {"frames": 20, "height_px": 64, "width_px": 96},
@@ -109,6 +115,26 @@ def test_schema_is_json(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
 
 def test_verify_of_what_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     assert tubelet(monkeypatch, "verify", tmp_path) == 2
+    assert "not a run's output folder" in capfd.readouterr().err
+
+
+def test_failures_are_summed_up_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    place = tmp_path / "out"
+    run = Run(str(place), "f00d")
+    row = {"media": "video", "clips": 1, "items": [{"uri": "x", "first_clip": 0, **dict.fromkeys(REDOES)}]}
+    kinds = [("uri", pa.string()), ("first_clip", pa.int64()), *REDOES.items()]
+    schema = pa.schema([("media", pa.string()), ("clips", pa.int64()), ("items", pa.list_(pa.struct(kinds)))])
+    generations.write(run, (), [pa.Table.from_pylist([row], schema=schema)], {"fingerprint": "f00d"})
+    lost = [Failure(f"{n}.mp4", "decode", "corrupt", "broken [red]", item=n, rows=n % 2) for n in range(3)]
+    run.commit(Receipt(0), [*lost, Failure("z.mp4", "open", "unreadable", "no such file", item=3)])
+    assert tubelet(monkeypatch, "failures", place) == 0
+    said = capfd.readouterr().out
+    assert re.search(r"corrupt\s+│ decode │\s+3 │\s+2 │ 0.mp4: broken \[red\]", said)
+    assert re.search(r"unreadable\s+│ open\s+│\s+1 │\s+1 │ z.mp4: no such file", said)
+    assert "--retry-failed" in said
+    assert tubelet(monkeypatch, "failures", place, "--json") == 0
+    assert [row["uri"] for row in json.loads(capfd.readouterr().out)] == ["0.mp4", "1.mp4", "2.mp4", "z.mp4"]
+    assert tubelet(monkeypatch, "failures", tmp_path) == 2
     assert "not a run's output folder" in capfd.readouterr().err
 
 

@@ -120,6 +120,7 @@ def test_tables_say_the_same_in_every_format(folder: Path, suffix: str) -> None:
     assert first["uri"] == "b/two.mp4"
     assert (first["start_seconds"], first["end_seconds"]) == (1.5, 3.0)
     assert first["labels"] == ["run", "jump, high"]
+    assert first["version"] == version(open_input(corpus.root, first["uri"]).info(), local=True)
     assert not second["labels"]
     assert corpus.extra == ["speaker"]
     assert first["speaker"] == "x"

@@ -66,7 +66,7 @@ def connected(address: str | None) -> Iterator[Room]:
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # which Ray has taken for itself
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
     try:
         total = ray.cluster_resources()
         nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))

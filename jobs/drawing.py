@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 import models
 from jobs.scene import Panel, Scene, read_scene
-from pipeline.errors import MediaError, SpecError, SpecListError
+from pipeline.errors import MediaError, SpecError, SpecListError, StorageError
 from pipeline.plan import Canvas, Plan, Tube
 from pipeline.sampling import Sampling
 from pipeline.storage import locate, write_atomic
@@ -84,8 +83,8 @@ def inspect(
     drawn.save(data, FORMATS[suffix_of(output)], quality=90)
     try:
         write_atomic(target, data.getvalue())
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    except StorageError as error:
+        reason = getattr(error.__cause__, "strerror", None) or " ".join(str(error.__cause__).split())
         raise SpecError("--output", output, f"cannot be written to ({reason})") from None
     return drawn
 

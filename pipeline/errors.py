@@ -1,4 +1,4 @@
-"""The two ways input can be wrong: what the user asked for, and what a file turns out to hold."""
+"""What can be wrong: what the user asked for, what a file turns out to hold, and the machine."""
 
 from __future__ import annotations
 
@@ -27,14 +27,28 @@ class SpecError(ValueError):
     """A request that cannot be met. Its text is one line: the field, its value, and the way out."""
 
     def __init__(self, field: str, value: object, problem: str):
-        super().__init__(f"{field} = {value!r}: {problem}")
+        super().__init__(field, value, problem)  # as they are, or it could not come back from a worker
+
+    def __str__(self) -> str:
+        field, value, problem = self.args
+        return f"{field} = {value!r}: {problem}"
 
 
 class SpecListError(SpecError):
     """Several of them at once, a line each."""
 
     def __init__(self, lines: list[str]):
-        ValueError.__init__(self, "\n".join(lines))
+        ValueError.__init__(self, lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args[0])
+
+
+class StorageError(Exception):
+    """A place that cannot be written to, or a store that does not answer: a job's end, and no input's fault.
+
+    Its text is one line: where, why, and the way out. What is committed stays.
+    """
 
 
 class MediaError(Exception):

@@ -180,8 +180,7 @@ def _file(location: Location) -> io.BufferedReader | None:
     # It would take an image named "%03d.jpg" for a pattern of many.
     if location.is_local and suffix_of(location.path) not in IMAGE_SUFFIXES:
         return None
-    raw = location.filesystem.open_input_file(location.path)
-    return io.BufferedReader(raw, REMOTE_READ_BYTES)
+    return io.BufferedReader(location.open(), REMOTE_READ_BYTES)
 
 
 def _image_format(file: io.BufferedReader, location: Location) -> str | None:

@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run
 from pipeline.corpus import Media, open_input
-from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage
+from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage, StorageError
 from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
@@ -175,7 +175,7 @@ class Cutting:
                 stage: Stage = "open" if error.reason == "unreadable" else "decode"
                 failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
                 return
-            except (MemoryError, SpecError):
+            except (MemoryError, SpecError, StorageError):
                 raise  # says something of the machine, and nothing of the input
             except Exception as error:
                 reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,22 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, StorageError
+
+# A store that is out of order is asked again, less and less often, for about half a minute.
+S3_ATTEMPTS = 8
+# What is said when that was in vain, and says nothing of the object: S3 as Arrow reports it, then others.
+OUT_OF_ORDER = re.compile(
+    r"AWS Error (SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT"
+    r"|NETWORK_CONNECTION)|HTTP status (429|5\d\d)|curlCode|UNAVAILABLE|DEADLINE_EXCEEDED"
+)
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "have the quota raised",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,30 @@ class Location:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def info(self) -> pafs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        with self._answering():
+            return self.filesystem.get_file_info(self.path)
+
+    def open(self) -> io.RawIOBase:
+        """To read from, and to seek in."""
+        with self._answering():
+            return _Reading(self, self.filesystem.open_input_file(self.path))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Raise StorageError instead of an error that says that the store is out of order."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            if self.is_local or not OUT_OF_ORDER.search(str(error)):
+                raise
+            raise self._trouble("read", error) from error
+
+    def _trouble(self, what: str, error: BaseException) -> StorageError:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+        remedy = REMEDIES.get(number or 0, "put that right")
+        then = "run the same command again, which goes on from there"
+        return StorageError(f"{self.path}: cannot be {what} ({reason}); {remedy}, and {then}")
 
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
@@ -50,6 +91,41 @@ class Location:
 
     def delete(self) -> None:
         self.filesystem.delete_file(self.path)
+
+
+class _Reading(io.RawIOBase):
+    """An open file of a store. One that fails stays failed, as decoders may pass over a single error."""
+
+    def __init__(self, location: Location, file: pa.NativeFile):
+        self._location, self._file = location, file
+        self._error: StorageError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._error is not None:
+            raise self._error
+        try:
+            with self._location._answering():
+                return self._file.readinto(buffer)
+        except StorageError as error:
+            self._error = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def locate(uri: str, field: str = "uri") -> Location:
@@ -75,7 +151,18 @@ def locate(uri: str, field: str = "uri") -> Location:
         filesystem, base = pafs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SpecError(field, uri, f"no filesystem for it ({error}); use a path, s3:// or gs://") from None
+    if isinstance(filesystem, pafs.S3FileSystem):
+        filesystem = _patient(filesystem)
     return Location(filesystem, f"{base}/{key}".rstrip("/"))
+
+
+def _patient(filesystem: pafs.S3FileSystem) -> pafs.S3FileSystem:
+    """The same with AWS's standard retries, and one put, not three requests, for an object of a few MB."""
+    options = filesystem.__reduce__()[1][0]  # as the URI said; there is no other way to ask for them
+    if "allow_delayed_open" in options:
+        options = {**options, "allow_delayed_open": True}
+    retries = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    return pafs.S3FileSystem(**options, retry_strategy=retries)
 
 
 def _absolute(path: str) -> str:
@@ -104,13 +191,14 @@ class _Hashing:
 
     closed = False
 
-    def __init__(self, sink: Any):
-        self._sink = sink
+    def __init__(self, sink: Any, target: Location):
+        self._sink, self._target = sink, target
         self._sha256 = hashlib.sha256()
         self.size_bytes = 0
 
     def write(self, data: Any) -> int:
-        self._sink.write(data)
+        with _written(self._target):
+            self._sink.write(data)
         self._sha256.update(data)
         size = memoryview(data).nbytes
         self.size_bytes += size
@@ -132,30 +220,48 @@ def atomic_file(target: Location) -> Iterator[_Hashing]:
 
     Local: temporary name in the same folder, fsync, rename, fsync of the folder. Elsewhere: held in
     memory and put as one object, because a stream that is closed by an error would leave a torn one.
+
+    Raises:
+        StorageError: it cannot be written there.
     """
     if not target.is_local:
         buffer = pa.BufferOutputStream()
-        sink = _Hashing(buffer)
-        yield sink
-        with target.filesystem.open_output_stream(target.path) as stream:
+        yield _Hashing(buffer, target)
+        with _written(target), target.filesystem.open_output_stream(target.path) as stream:
             stream.write(buffer.getvalue())
         return
     path = Path(target.path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _written(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("wb")
     try:
-        with temporary.open("wb") as file:
-            yield _Hashing(file)
+        yield _Hashing(file, target)
+        with _written(target):
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            file.close()
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # what it could not write before, it cannot write now
+            file.close()
+        with suppress(OSError):  # where nothing can be written, nothing may be removed; a rerun does that
+            temporary.unlink(missing_ok=True)
+    with _written(target):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _written(target: Location) -> Iterator[None]:
+    """Name the file in what goes wrong with writing it."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise target._trouble("written", error) from error
 
 
 @contextmanager

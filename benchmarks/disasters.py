@@ -106,17 +106,17 @@ def _rerun(bench: Bench, job: Job, outcome: Outcome, kept: int) -> None:
 # --- object stores ------------------------------------------------------------------------------------------
 
 
-def refused_puts(status: int, share: float, *words: str) -> Round:
-    """A store that answers a share of the puts with a status. words: of the error; none: the job goes on."""
+def refused_puts(status: int, every: int, *words: str) -> Round:
+    """A store that answers every so many puts with a status. words: of the error; none: the job goes on."""
 
     def round(bench: Bench, random: random.Random, number: int) -> Outcome:
         outcome, units = Outcome(), bench.units("shard")
-        with object_store(random) as store, _keys():
+        with object_store() as store, _keys():
             locate(f"s3://bucket?{store.query}").filesystem.create_dir("bucket")
             job = bench.job("shard", output=f"s3://bucket/out?{store.query}", environment=KEYS)
             command = job.start()
             command.reach(random.randrange(1, units // 2))
-            store.refuse(("PUT", "POST"), status, share)
+            store.refuse(("PUT", "POST"), status, every)
             _through(command, store, outcome, words, "bucket/out")
             kept = job.committed()
             _rerun(bench, job, outcome, kept)
@@ -125,12 +125,12 @@ def refused_puts(status: int, share: float, *words: str) -> Round:
     return round
 
 
-def refused_gets(status: int, share: float, *words: str) -> Round:
+def refused_gets(status: int, every: int, *words: str) -> Round:
     """The same of requests for inputs. A store that does not answer is not the fault of its videos."""
 
     def round(bench: Bench, random: random.Random, number: int) -> Outcome:
         outcome, units = Outcome(), bench.units("shard")
-        with object_store(random) as store, _keys():
+        with object_store() as store, _keys():
             place = locate(f"s3://bucket/in?{store.query}")
             place.filesystem.create_dir("bucket")
             for path in bench.corpus.iterdir():
@@ -139,7 +139,7 @@ def refused_gets(status: int, share: float, *words: str) -> Round:
             job = bench.job("shard", input=f"s3://bucket/in?{store.query}", environment=KEYS)
             command = job.start()
             command.reach(random.randrange(1, units // 4))
-            store.refuse(("GET", "HEAD"), status, share)
+            store.refuse(("GET", "HEAD"), status, every)
             _through(command, store, outcome, words, "bucket/in")
             job.to_the_end(outcome)
             bench.compare(job, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -24,25 +23,26 @@ REFUSALS = {
 
 @dataclass
 class Store:
-    """The store, and which requests it refuses: a share of those with some methods, by chance."""
+    """The store, and which requests it refuses: every so many of those with some methods."""
 
-    random: random.Random
     query: str = ""  # of URIs that lead to it
     methods: tuple[str, ...] = ()
     status: int = 503
-    share: float = 1.0
+    every: int = 1
     refused: int = 0
+    _asked: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def refuse(self, methods: tuple[str, ...], status: int, share: float) -> None:
-        self.methods, self.status, self.share, self.refused = methods, status, share, 0
+    def refuse(self, methods: tuple[str, ...], status: int, every: int) -> None:
+        self.methods, self.status, self.every, self.refused = methods, status, every, 0
 
     def relent(self) -> None:
         self.methods = ()
 
     def _refuses(self, method: str) -> bool:
         with self._lock:
-            refuses = method in self.methods and self.random.random() < self.share
+            self._asked += method in self.methods
+            refuses = method in self.methods and self._asked % self.every == 0
             self.refused += refuses
         return refuses
 
@@ -71,9 +71,9 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def object_store(random: random.Random) -> Iterator[Store]:
+def object_store() -> Iterator[Store]:
     """An empty store; it takes any keys, such as KEYS. One at a time: its objects are this process's."""
-    store = Store(random)
+    store = Store()
     server = make_server("127.0.0.1", 0, store.application(), threaded=True, request_handler=_Quiet)
     store.query = (
         f"scheme=http&endpoint_override=127.0.0.1:{server.server_port}"

@@ -175,10 +175,12 @@ class Cutting:
                 stage: Stage = "open" if error.reason == "unreadable" else "decode"
                 failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
                 return
-            except (MemoryError, SpecError, StorageError):
+            except (SpecError, StorageError):
                 raise  # says something of the machine, and nothing of the input
             except Exception as error:
                 reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"
+                if isinstance(error, MemoryError):  # of the machine, perhaps: but not of its neighbours
+                    reason = "out_of_memory"
                 message = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 failures.append(Failure(uri, "decode", reason, message))
                 return

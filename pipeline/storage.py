@@ -265,14 +265,19 @@ def _written(target: Location) -> Iterator[None]:
 
 
 @contextmanager
-def streamed_file(target: Location) -> Iterator[Any]:
+def streamed_file(target: Location) -> Iterator[_Hashing]:
     """A file of any size that something else vouches for: an error may tear it where it is not local."""
     if target.is_local:
         with atomic_file(target) as sink:
             yield sink
-    else:
-        with target.filesystem.open_output_stream(target.path) as sink:
-            yield sink
+        return
+    with _written(target):
+        stream = target.filesystem.open_output_stream(target.path)
+    try:
+        yield _Hashing(stream, target)
+    finally:
+        with _written(target):
+            stream.close()
 
 
 def write_atomic(target: Location, data: bytes) -> Written:

@@ -1,4 +1,4 @@
-"""What becomes of a job when a node of its cluster is lost: nodes of a simulated cluster, removed the hard way.
+"""What becomes of a job when a node of its cluster is lost: simulated nodes, removed the hard way.
 
     python -m benchmarks.nodes [--rounds 5] [--seed 0] [--inputs 96]
 
@@ -40,6 +40,7 @@ from pipeline.verify import verify
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 20.0  # limits.timeout_seconds of these jobs
+WAIT_SECONDS = {True: 90.0, False: 30.0}  # ray.wait_seconds of these jobs, by whether the node is replaced
 DEADLINE_SECONDS = 280.0  # of a round; one that is not over by then hangs
 EVENTS = {
     "decode node lost, replaced": ("decode", True),
@@ -120,7 +121,9 @@ def job_spec(corpus: Path, output: Path) -> dict[str, Any]:
 class Saboteur(Progress):
     """Takes a node of the cluster away when so many units are committed."""
 
-    def __init__(self, cluster: Any, node: Any, at_unit: int, wait_seconds: float, replacement: dict[str, Any] | None):
+    def __init__(
+        self, cluster: Any, node: Any, at_unit: int, wait_seconds: float, replacement: dict[str, Any] | None
+    ):
         super().__init__(Console(stderr=True))
         self._cluster, self._node, self._replacement = cluster, node, replacement
         self._at, self._wait_seconds = at_unit, wait_seconds
@@ -156,7 +159,10 @@ def lose_node(spec: dict[str, Any], which: str, replaced: bool, rng: random.Rand
         saboteur = Saboteur(cluster, node, at_unit, wait_seconds, replacement)
         error = None
         try:
-            run_job(load({**spec, "ray": {"address": cluster.address}}), saboteur)
+            run_job(
+                load({**spec, "ray": {"address": cluster.address, "wait_seconds": WAIT_SECONDS[replaced]}}),
+                saboteur,
+            )
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
         assert saboteur.removed_at is not None, error
@@ -254,7 +260,9 @@ def _compare(output: Path, reference: Path, tally: Tally) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=96)
@@ -271,7 +279,9 @@ def main() -> None:
     tallies = []
     with tempfile.TemporaryDirectory() as temporary:
         for event in asked.event or EVENTS:
-            tallies.append(rounds(event, asked.rounds, asked.keep or Path(temporary), asked.seed, asked.inputs))
+            tallies.append(
+                rounds(event, asked.rounds, asked.keep or Path(temporary), asked.seed, asked.inputs)
+            )
             for error in tallies[-1].errors:
                 out.print(Text(f"{event}: {error}"), style="dim")
     out.print(Text("\n".join([HEADER, *(tally.row() for tally in tallies)])), soft_wrap=True)

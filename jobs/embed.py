@@ -18,9 +18,10 @@ from pipeline.commits import Receipt, Run
 from pipeline.corpus import Media
 from pipeline.errors import Failure, SpecError, SpecListError
 from pipeline.plan import Plan
+from pipeline.pools import Pool
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_files
-from pipeline.stages import RECEIPT, Cutting, Decode, Pool, unpack, worker
+from pipeline.stages import RECEIPT, Cutting, Decode, unpack, worker
 from pipeline.storage import locate
 from pipeline.units import REDOES
 
@@ -247,4 +248,8 @@ def pools(
         return [embedders]
     decode_cpus = decode.cpus or (1.0 if on_gpu else min(1.0, decoding))
     decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
-    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share), embedders]
+    arguments = (run, cutting, session)
+    return [
+        Pool(Decode, arguments, decoders, decode_cpus, decode.share, spec.output.unit_bytes),
+        embedders,
+    ]

@@ -17,13 +17,15 @@ from jobs.publish import clean, failed_inputs, finished, publish, refuse_failure
 from jobs.report import Progress, Report
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline import generations
+from pipeline.attempts import longest_seconds
 from pipeline.commits import Run
 from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.parts import live_failures
+from pipeline.pools import Patience, Pool, run_pools
 from pipeline.probing import probe_durations
 from pipeline.shards import BATCH_ROWS
-from pipeline.stages import Cutting, Pool, run_pools
+from pipeline.stages import Cutting
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
     clips, least = 0, spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
     progress.start(plan.units, plan.units - pending)
     try:
-        for receipt in run_pools(run.place / generations.PENDING, pools, spec.resources.object_store_bytes):
+        store_bytes, patience = spec.resources.object_store_bytes, _patience(spec)
+        for receipt in run_pools(run.place / generations.PENDING, pools, store_bytes, patience):
             job.check()
             clips += receipt.clips
             failed += receipt.failed_inputs
@@ -205,3 +208,10 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
     finally:
         progress.stop()
     return clips
+
+
+def _patience(spec: ShardSpec | EmbedSpec) -> Patience:
+    """An input may take all of its time in each attempt, and its worker may have to wait for a node."""
+    input_seconds = longest_seconds(spec.limits.timeout_seconds)
+    wait_seconds = spec.ray.wait_seconds
+    return Patience(wait_seconds, spec.failure.attempts * input_seconds + wait_seconds)

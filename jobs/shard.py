@@ -5,7 +5,8 @@ from __future__ import annotations
 from jobs.cluster import Room
 from jobs.spec import ShardSpec
 from pipeline.commits import Run
-from pipeline.stages import Cutting, Pool, Shard
+from pipeline.pools import Pool
+from pipeline.stages import Cutting, Shard
 
 
 def pools(spec: ShardSpec, run: Run, cutting: Cutting, session: str, room: Room) -> list[Pool]:

@@ -112,7 +112,7 @@ class DecodeWorkers(Workers):
 
 
 class Resources(Frozen):
-    """object_store_bytes: what may wait between decoding and the model; None leaves it to Ray."""
+    """object_store_bytes: what may wait between decoding and the model; None is four units a worker."""
 
     decode: DecodeWorkers = DecodeWorkers()
     embed: Workers = Workers()
@@ -130,9 +130,14 @@ class FailurePolicy(Frozen):
 
 
 class Cluster(Frozen):
-    """address: a running cluster; None is RAY_ADDRESS, and without that a local one for this job alone."""
+    """address: a running cluster; None is RAY_ADDRESS, and without that a local one for this job alone.
+
+    wait_seconds: how long a stage may be without any worker, while the cluster grows or lost nodes are
+        replaced, before the job fails.
+    """
 
     address: str | None = None
+    wait_seconds: PositiveFloat = 1800.0
 
 
 class _Job(Frozen):

@@ -19,6 +19,11 @@ from pipeline.errors import Reason
 from pipeline.storage import Location, write_atomic
 
 
+def longest_seconds(timeout_seconds: float) -> float:
+    """How long an input can take before its process is ended."""
+    return timeout_seconds * 1.1 + 5
+
+
 @contextmanager
 def bounded(timeout_seconds: float) -> Iterator[None]:
     """End this process if what is inside hangs in a library, where it cannot be interrupted.
@@ -26,7 +31,7 @@ def bounded(timeout_seconds: float) -> Iterator[None]:
     What merely takes long notices that by itself before. A thread of C code keeps the time, so it passes
     even if the interpreter is not let go.
     """
-    faulthandler.dump_traceback_later(timeout_seconds * 1.1 + 5, exit=True)
+    faulthandler.dump_traceback_later(longest_seconds(timeout_seconds), exit=True)
     try:
         yield
     finally:

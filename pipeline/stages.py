@@ -1,4 +1,4 @@
-"""The job as Ray Data sees it: a frozen plan of units, through pools of actors, to receipts (contract C9)."""
+"""What actors do with a unit: decode it for a next stage, or cut it into a shard and commit that."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from pyarrow import fs as pafs
 
 from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run
@@ -22,7 +20,7 @@ from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import Rows, shard_schema
-from pipeline.storage import Location, atomic_file, version
+from pipeline.storage import atomic_file, version
 from pipeline.video import Lost, Pixels, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
@@ -35,50 +33,6 @@ DECODED = pa.schema(
     ]
 )
 RECEIPT = pa.schema([("receipt", pa.string())])
-BLOCK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A stage: a class to construct on each actor, and what an actor holds."""
-
-    stage: type
-    arguments: tuple[Any, ...]
-    actors: int
-    cpus: float
-    gpus: float = 0.0
-
-
-def run_pools(plan: Location, pools: Sequence[Pool], object_store_bytes: int | None) -> Iterator[Receipt]:
-    """Send every unit of a frozen plan through the pools; yield its receipt when it is committed."""
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.max_errored_blocks = 0
-    # With Ray's own ratio a producer that waits for room can hang when a node is lost; the limit below
-    # and one unit a task bound memory instead.
-    context.downstream_capacity_backpressure_ratio = None
-    if object_store_bytes is not None:
-        context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=object_store_bytes
-        )
-    # From its own folder, because Ray takes some characters of a path, such as "?", for a query.
-    folder, _, name = plan.path.rpartition("/")
-    units = ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem))
-    units = units.repartition(target_num_rows_per_block=1)
-    for pool in pools:
-        units = units.map_batches(
-            pool.stage,
-            fn_constructor_args=pool.arguments,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-        )
-    for batch in units.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for text in batch["receipt"].to_pylist():
-            yield Receipt.from_json(text)
 
 
 @dataclass(frozen=True)

@@ -248,8 +248,4 @@ def pools(
         return [embedders]
     decode_cpus = decode.cpus or (1.0 if on_gpu else min(1.0, decoding))
     decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
-    arguments = (run, cutting, session)
-    return [
-        Pool(Decode, arguments, decoders, decode_cpus, decode.share, spec.output.unit_bytes),
-        embedders,
-    ]
+    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share), embedders]

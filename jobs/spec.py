@@ -112,7 +112,7 @@ class DecodeWorkers(Workers):
 
 
 class Resources(Frozen):
-    """object_store_bytes: what may wait between decoding and the model; None is four units a worker."""
+    """object_store_bytes: what may wait between decoding and the model; None is a few units a worker."""
 
     decode: DecodeWorkers = DecodeWorkers()
     embed: Workers = Workers()

@@ -11,6 +11,11 @@ from typing import Any
 import ray
 import ray.data
 from pyarrow import fs as pafs
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+)
+from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
@@ -22,17 +27,13 @@ GO_ON = "what is committed stays, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class Pool:
-    """A stage: a class to construct on each actor, and what an actor holds.
-
-    output_bytes: what a unit that it is done with takes up, at most, until the next pool has it.
-    """
+    """A stage: a class to construct on each actor, and what an actor holds."""
 
     stage: type
     arguments: tuple[Any, ...]
     actors: int
     cpus: float
     gpus: float = 0.0
-    output_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,34 +52,30 @@ class StalledError(RuntimeError):
     """Nothing moves, and nothing will: lost nodes that nobody replaced, or a pool that hangs."""
 
 
-def waiting_bytes(pools: Sequence[Pool]) -> int:
-    """What may lie in the object store between these pools, all nodes together.
-
-    Two units for every actor: one that it is making or taking in, and one that waits, so that nobody is idle.
-    Ray sets a half of the limit aside for each operator's own use, hence twice that.
-    """
-    actors = sum(pool.actors for pool in pools)
-    return 2 * 2 * actors * max(pool.output_bytes for pool in pools)
-
-
 def run_pools(
     plan: Location, pools: Sequence[Pool], object_store_bytes: int | None, patience: Patience
 ) -> Iterator[Receipt]:
     """Send every unit of a frozen plan through the pools; yield its receipt when it is committed.
 
+    So many outputs of a pool of n actors are there at once, at most, when the next pool has m: two for each of
+    the n, which may have been begun already, m that wait, and two for each of the m, one of them in work. Or
+    2 n + 3 m units.
+
     Args:
-        object_store_bytes: what may wait between the pools; None is `waiting_bytes`.
+        object_store_bytes: a lower bound for that; None leaves it at the above, and at half of Ray's store.
 
     Raises:
         StalledError: see `Patience`.
     """
-    with ray.data.DataContext.current(_context(pools, object_store_bytes, patience)):
+    with ray.data.DataContext.current(_context(object_store_bytes, patience)):
         units = _units(plan)
         for pool in pools:
+            # A second unit in flight: Ray looks up only every 0.1 s, and the model's input has to arrive.
+            compute = ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2)
             units = units.map_batches(
                 pool.stage,
                 fn_constructor_args=pool.arguments,
-                compute=ray.data.ActorPoolStrategy(size=pool.actors),
+                compute=compute,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=pool.cpus,
@@ -96,27 +93,25 @@ def run_pools(
 
 
 def _units(plan: Location) -> ray.data.Dataset:
-    """A row of the plan a block."""
+    """A row of the plan a block; for reading it no CPU is asked for, because workers may hold them all."""
     # From its own folder, because Ray takes some characters of a path, such as "?", for a query.
     folder, _, name = plan.path.rpartition("/")
-    units = ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem))
-    return units.repartition(target_num_rows_per_block=1)
+    return ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem), num_cpus=0)
 
 
-def _context(
-    pools: Sequence[Pool], object_store_bytes: int | None, patience: Patience
-) -> ray.data.DataContext:
+def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.DataContext:
     """Settings of this run alone: those of the process, which may be a notebook, stay as they are."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.max_errored_blocks = 0
-    # With Ray's own ratio a producer that waits for room can hang when a node is lost; the limit below
-    # and one unit a task bound memory instead.
+    context.use_datasource_v2 = False  # it lists files in a task that asks for a CPU
+    context.target_max_block_size = 1  # every row is a block of its own
+    # With Ray's own ratio a producer that waits for room can hang when a node is lost.
     context.downstream_capacity_backpressure_ratio = None
-    limit = object_store_bytes or waiting_bytes(pools)
-    if limit:
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, _Room])
+    if object_store_bytes is not None:
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-            object_store_memory=limit
+            object_store_memory=object_store_bytes
         )
     context.execution_no_progress_timeout_s = patience.unit_seconds
     context.custom_execution_callback_classes = [
@@ -124,6 +119,32 @@ def _context(
         partial(_Watch, patience.worker_seconds),
     ]
     return context
+
+
+class _Room(BackpressurePolicy):
+    """Holds a stage back while as many units wait for the next one as that has workers.
+
+    Ray's own policies count bytes: rows of a plan are so small that it would be read into the driver whole.
+    """
+
+    def can_add_input(self, operator: Any) -> bool:
+        return not self._full(operator)
+
+    def max_task_output_bytes_to_read(self, operator: Any) -> int | None:
+        # What an actor has made lies in the object store already; but the plan's reader can pause.
+        return 0 if not _workers(operator) and self._full(operator) else None
+
+    def _full(self, operator: Any) -> bool:
+        return any(
+            self._topology[following].total_enqueued_input_blocks() >= _workers(following) > 0
+            for following in operator.output_dependencies
+        )
+
+
+def _workers(operator: Any) -> int:
+    """Actors of a pool, whether they run or not; 0 if it has none."""
+    actors = operator.get_actor_info()
+    return actors.running + actors.pending + actors.restarting
 
 
 class _NoWorkersError(ExecutionTimeoutError):
@@ -139,11 +160,11 @@ class _Watch(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         for operator in executor._topology:
-            workers, name = operator.get_actor_info(), operator.name
-            if workers.running or not workers.pending + workers.restarting or operator.has_completed():
+            name, wanted, now = operator.name, _workers(operator), time.monotonic()
+            if not wanted or operator.get_actor_info().running or operator.has_completed():
                 self._since.pop(name, None)
-            elif time.monotonic() - self._since.setdefault(name, time.monotonic()) > self._worker_seconds:
-                raise _NoWorkersError(self._problem(name, workers.pending + workers.restarting))
+            elif now - self._since.setdefault(name, now) > self._worker_seconds:
+                raise _NoWorkersError(self._problem(name, wanted))
 
     def _problem(self, name: str, wanted: int) -> str:
         there = ray.cluster_resources()

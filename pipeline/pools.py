@@ -96,7 +96,7 @@ def _units(plan: Location) -> ray.data.Dataset:
     """A row of the plan a block; for reading it no CPU is asked for, because workers may hold them all."""
     # From its own folder, because Ray takes some characters of a path, such as "?", for a query.
     folder, _, name = plan.path.rpartition("/")
-    return ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem), num_cpus=0)
+    return ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem), num_cpus=0, override_num_blocks=1)
 
 
 def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.DataContext:

@@ -86,7 +86,9 @@ class Tally:
         """A row of the table of `HEADER`."""
         outcome = f"{self.completed} completed"
         if self.failed:
-            outcome += f", {self.failed} failed with an error within {self.seconds:.0f} s and were completed by a rerun"
+            outcome += (
+                f", {self.failed} failed with one clear line within {self.seconds:.0f} s; a rerun completed"
+            )
         numbers = (self.rounds, self.lost, self.doubled, self.torn, self.hung)
         return f"| {self.event} | {' | '.join(map(str, numbers))} | {outcome} |"
 
@@ -112,7 +114,8 @@ def make_corpus(folder: Path, inputs: int) -> Path:
 def job_spec(corpus: Path, output: Path) -> dict[str, Any]:
     """An embed job of many small units."""
     return {
-        "version": 1, "kind": "embed", "input": {"path": str(corpus)}, "output": {"path": str(output), "unit_bytes": 212_000},
+        "version": 1, "kind": "embed", "input": {"path": str(corpus)},
+        "output": {"path": str(output), "unit_bytes": 212_000},  # a video of 4 clips
         "sampling": {"frames": 20, "stride": 2, "clips": 4, "height_px": 64, "width_px": 96},
         "model": {"name": "tubevit-tiny", "batch_views": 4}, "limits": {"timeout_seconds": TIMEOUT_SECONDS},
     }  # fmt: skip
@@ -147,8 +150,7 @@ def lose_node(spec: dict[str, Any], which: str, replaced: bool, rng: random.Rand
 
     store = {"object_store_memory": 150 << 20}
     cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, **store},
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store}
     )
     try:
         decode = [cluster.add_node(**NODES["decode"], **store) for _ in range(2)]

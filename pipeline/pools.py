@@ -57,9 +57,8 @@ def run_pools(
 ) -> Iterator[Receipt]:
     """Send every unit of a frozen plan through the pools; yield its receipt when it is committed.
 
-    So many outputs of a pool of n actors are there at once, at most, when the next pool has m: two for each of
-    the n, which may have been begun already, m that wait, and two for each of the m, one of them in work. Or
-    2 n + 3 m units.
+    Between a pool of n actors and the next one of m there are never more than 2 n + 3 m units: two for each of
+    the n, which are begun or bound to it, m that wait, and two for each of the m, one of them in work.
 
     Args:
         object_store_bytes: a lower bound for that; None leaves it at the above, and at half of Ray's store.
@@ -96,7 +95,9 @@ def _units(plan: Location) -> ray.data.Dataset:
     """A row of the plan a block; for reading it no CPU is asked for, because workers may hold them all."""
     # From its own folder, because Ray takes some characters of a path, such as "?", for a query.
     folder, _, name = plan.path.rpartition("/")
-    return ray.data.read_parquet(name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem), num_cpus=0, override_num_blocks=1)
+    return ray.data.read_parquet(
+        name, filesystem=pafs.SubTreeFileSystem(folder, plan.filesystem), num_cpus=0, override_num_blocks=1
+    )
 
 
 def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.DataContext:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run

@@ -16,6 +16,7 @@ from pipeline.sampling import Sampling, count_windows
 
 # Small corpora are cut finer than `unit_bytes`, so that more than one worker has something to do.
 UNITS_AT_LEAST = 16
+PART_CLIPS = 8  # of a long video at least: to open a file for fewer costs more than it gains
 
 # Which earlier (unit, item of it) an item is to take the place of; null for an input that is new.
 REDOES = {"redoes_unit": pa.int64(), "redoes_item": pa.int64()}
@@ -37,7 +38,8 @@ def pack(
     Args:
         chunks: of a corpus; they may have the columns of REDOES.
         plans: what one view of a video, and of an image, is cut into.
-        unit_bytes: tubes of a unit; a video with more of them is split into parts of consecutive clips.
+        unit_bytes: tubes of a unit at most; a video with more is split into parts of consecutive clips,
+            and so is one that has more windows than a fair share of a small corpus.
         durations: seconds of each of some inputs, None where unknown; asked only for sliding windows.
 
     Yields:
@@ -57,7 +59,10 @@ def pack(
     packers = {}
     for media, view_bytes in per_view.items():
         target = max(view_bytes, min(unit_bytes, -(-totals[media] // UNITS_AT_LEAST)))
-        packers[media] = _Packer(media, max(1, unit_bytes // view_bytes), max(1, target // view_bytes))
+        unit_clips, most = max(1, target // view_bytes), max(1, unit_bytes // view_bytes)
+        if sampling.every_seconds is not None:  # neighbouring windows hardly share what is decoded
+            most = min(most, max(PART_CLIPS, unit_clips))
+        packers[media] = _Packer(media, most, unit_clips)
     for media, inputs, clips in chain(first, sized):
         yield from packers[media].add(inputs, clips)
     for packer in packers.values():

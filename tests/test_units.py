@@ -90,6 +90,10 @@ def test_a_small_corpus_still_gives_several_workers_something_to_do() -> None:
     assert len(made) >= 12
     made = units(chunks(["0.mp4"]), Sampling(clips=9), 1 << 30)
     assert len(made) == 1  # one video is not decoded twice for that
+    windows = Sampling(clips=None, every_seconds=1.0)
+    made = units(chunks(["0.mp4", "1.mp4"]), windows, 1 << 30, durations=lambda inputs: [1.0, 1600.0])
+    assert max(row["clips"] for row in made) <= 101  # and one long one is not left to a single worker
+    assert sum(row["clips"] for row in made) == 1601
 
 
 def test_images_get_units_of_their_own(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Pools on Ray Data: what waits between them is bounded, and what can never go on says so."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+
+from jobs.cluster import cores
+from pipeline.commits import Receipt
+from pipeline.pools import Patience, Pool, StalledError, run_pools
+from pipeline.storage import Location, locate
+
+PATIENT = Patience(120, 240)
+
+
+def plan_of(folder: Path, units: int) -> Location:
+    pq.write_table(pa.table({"unit": range(units)}), folder / "plan.parquet", row_group_size=8)
+    return locate(str(folder / "plan.parquet"))
+
+
+# Within functions, so that workers get them by value: they cannot import this file.
+def stages() -> tuple[type, type]:
+    class Make:
+        """A unit of a megabyte, and a note that it was made."""
+
+        def __init__(self, folder: str, seconds: float):
+            self.folder, self.seconds = Path(folder), seconds
+
+        def __call__(self, units: pa.Table) -> pa.Table:
+            assert units.num_rows == 1
+            time.sleep(self.seconds)
+            (self.folder / f"made-{units['unit'][0]}").touch()
+            return units.append_column("data", pa.array([bytes(1 << 20)], pa.large_binary()))
+
+    class Finish:
+        def __init__(self, folder: str, seconds: float):
+            self.folder, self.seconds = Path(folder), seconds
+
+        def __call__(self, units: pa.Table) -> pa.Table:
+            assert units.num_rows == 1
+            time.sleep(self.seconds)
+            (self.folder / f"finished-{units['unit'][0]}").touch()
+            return pa.table({"receipt": [Receipt(units["unit"][0].as_py()).to_json()]})
+
+    return Make, Finish
+
+
+def test_a_slow_stage_holds_the_one_before_it_back(local_ray: None, tmp_path: Path) -> None:
+    make, finish = stages()
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    makers, finishers = 2, 1
+    pools = [
+        Pool(make, (str(notes), 0.0), makers, 0.5),
+        Pool(finish, (str(notes), 0.15), finishers, 0.5),
+    ]
+    mine = ray.data.DataContext.get_current()
+    before = repr(mine)
+    units, waiting = [], []
+    for receipt in run_pools(plan_of(tmp_path, 60), pools, None, PATIENT):
+        units.append(receipt.unit)
+        finished = len(list(notes.glob("finished-*")))  # first, for it only grows
+        waiting.append(len(list(notes.glob("made-*"))) - finished)
+        assert ray.data.DataContext.get_current() is mine  # a notebook's own settings
+    assert repr(mine) == before
+    assert sorted(units) == list(range(60))
+    # A unit more for each that was finished between the two looks.
+    assert max(waiting) <= 2 * makers + 3 * finishers + 2
+    assert max(waiting) >= finishers + 1  # and the slow stage has always something to do
+
+
+def test_workers_may_hold_every_core(local_ray: None, tmp_path: Path) -> None:
+    """Ray's own tasks find a place beside them, as they must when a node is lost and its workers move in."""
+    _, finish = stages()
+    everything = Pool(finish, (str(tmp_path), 0.0), cores() + 1, 1.0)
+    assert len(list(run_pools(plan_of(tmp_path, 20), [everything], None, PATIENT))) == 20
+
+
+def test_workers_that_cannot_be_placed_end_the_run(local_ray: None, tmp_path: Path) -> None:
+    make, finish = stages()
+    pools = [Pool(make, (str(tmp_path), 0.0), 1, 0.5), Pool(finish, (str(tmp_path), 0.0), 1, 0, 1.0)]
+    begun = time.monotonic()
+    with pytest.raises(StalledError, match=r"Finish.* no worker for 5 s .*0 GPUs; add a node") as error:
+        list(run_pools(plan_of(tmp_path, 10), pools, None, Patience(5, 240)))
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - begun < 90
+
+
+def test_a_stage_that_hangs_ends_the_run(local_ray: None, tmp_path: Path) -> None:
+    _, finish = stages()
+    with pytest.raises(
+        StalledError, match=r"no unit has left any stage for 6 s; what is committed stays"
+    ) as error:
+        list(
+            run_pools(
+                plan_of(tmp_path, 2), [Pool(finish, (str(tmp_path), 600.0), 1, 0.5)], None, Patience(60, 6)
+            )
+        )
+    assert "\n" not in str(error.value)

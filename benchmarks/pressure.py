@@ -175,7 +175,7 @@ class Tail(Progress):
 
 
 def tail(folder: Path, minutes: int, name: str) -> tuple[Tail, int]:
-    """(what was seen, units) of a shard job on a video of so many minutes, called `name`, among 120 of 1 s."""
+    """(what was seen, units) of a shard job on a video of so many minutes, `name`, among 120 of 1 s."""
     corpus = folder / f"unequal-{name}"
     make_videos(corpus, 120)
     minute = make_videos(folder / f"minute-{name}", 1, 60, name)
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=30)
     asked = parser.parse_args()
     lines = [
-        "| back-pressure | units | store, MB | in units | spilled, MB | driver, MB | decoder, MB | model, MB |",
+        "| back-pressure | units | store, MB | in units | spilled | driver, MB | decoder, MB | model, MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     with tempfile.TemporaryDirectory() as temporary:

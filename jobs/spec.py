@@ -112,7 +112,10 @@ class DecodeWorkers(Workers):
 
 
 class Resources(Frozen):
-    """object_store_bytes: what may wait between decoding and the model; None is a few units a worker."""
+    """object_store_bytes: what may wait between decoding and the model; None is half of Ray's object store.
+
+    With n decoders and m models 2 n + 3 m units (output.unit_bytes each) wait at most, in any case.
+    """
 
     decode: DecodeWorkers = DecodeWorkers()
     embed: Workers = Workers()

@@ -57,11 +57,11 @@ def run_pools(
 ) -> Iterator[Receipt]:
     """Send every unit of a frozen plan through the pools; yield its receipt when it is committed.
 
-    Between a pool of n actors and the next one of m there are never more than 2 n + 3 m units: two for each of
-    the n, which are begun or bound to it, m that wait, and two for each of the m, one of them in work.
+    Between a pool of n actors and the next one of m there are never more than 2 n + 3 m units: two for each
+    of the n, which it has begun or is about to, m that wait, and two for each of the m, one of them in work.
 
     Args:
-        object_store_bytes: a lower bound for that; None leaves it at the above, and at half of Ray's store.
+        object_store_bytes: a limit for Ray's own back-pressure as well; None is half of its object store.
 
     Raises:
         StalledError: see `Patience`.

@@ -31,7 +31,9 @@ ROOT = Path(__file__).parent.parent
 SAMPLING = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
 MODEL = {"name": "tubevit-tiny"}
 HUNG_SECONDS = 300.0  # a command that takes longer hangs; alone on a machine they take 15 to 30
-GONE_SECONDS = 20.0  # after a driver's death: until everything that it started must be gone
+# After a driver's death, until everything that it started must be gone. Workers go within seconds; two idle
+# agents of Ray's first look for its control service for 60 s.
+GONE_SECONDS = 80.0
 RERUNS = 3
 
 
@@ -99,9 +101,9 @@ class Command:
 
     def __init__(self, job: Job):
         self.job, self._begun = job, time.monotonic()
-        self._log = job.folder / "log.txt"
         # Sockets lie in Ray's folder, and their paths must be short.
         self._ray = Path(tempfile.mkdtemp(prefix="fault-", dir="/tmp"))
+        self._log = job.folder / f"{self._ray.name}.txt"
         own = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray), "TMPDIR": str(self._ray)}
         environment = {**os.environ, **own, **job.environment}
         environment.pop("RAY_ADDRESS", None)

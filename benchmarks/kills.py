@@ -125,13 +125,15 @@ def _anew(kill: Round, bench: Bench, random: random.Random, command: Command) ->
 
 
 def _after(bench: Bench, command: Command, note: str, survives: bool) -> Outcome:
-    """What is left of the run ends; then the same command until it is done, and the comparison."""
-    outcome = Outcome()
+    """The run ends, or is dead and its command given again at once, workers still being about; compare."""
+    outcome = Outcome(notes=[note])
+    if not survives:
+        command.process.wait()
+        command.job.to_the_end(outcome)
     code = command.finish(outcome)
-    outcome.notes.append(f"{note}, exit code {code}")
     if survives and code != 0:
-        outcome.wrong.append(f"a worker's death ended the job: {command.said().strip().splitlines()[-1]}")
-    if code != 0:
+        said = (command.said().strip().splitlines() or [""])[-1]
+        outcome.wrong.append(f"a worker's death ended the job: exit code {code}: {said}")
         command.job.to_the_end(outcome)
     bench.compare(command.job, outcome)
     return outcome

@@ -30,7 +30,7 @@ from pipeline.verify import verify
 ROOT = Path(__file__).parent.parent
 SAMPLING = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
 MODEL = {"name": "tubevit-tiny"}
-HUNG_SECONDS = 300.0  # a command that takes longer hangs; alone on a machine they take 15 to 30
+HUNG_SECONDS = 600.0  # a command that takes longer hangs; alone on a machine they take 15 to 30, or 60 by S3
 # After a driver's death, until everything that it started must be gone. Workers go within seconds; two idle
 # agents of Ray's first look for its control service for 60 s.
 GONE_SECONDS = 80.0

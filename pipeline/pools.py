@@ -171,6 +171,6 @@ class _Watch(ExecutionCallback):
         there = ray.cluster_resources()
         has = " and ".join(f"{there.get(what, 0):g} {what}s" for what in ("CPU", "GPU"))
         return (
-            f"{name} has had no worker for {self._worker_seconds:.0f} s (ray.wait_seconds): no room for "
-            f"any of its {wanted} on this cluster, which has {has}; add a node, or ask for less; {GO_ON}"
+            f"none of the {wanted} workers of {name} has been there for {self._worker_seconds:.0f} s "
+            f"(ray.wait_seconds); this cluster has {has}: add a node, or ask for less; {GO_ON}"
         )

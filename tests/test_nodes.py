@@ -28,7 +28,7 @@ def test_a_model_that_has_no_place_any_more_ends_the_job_and_a_rerun_completes_i
     assert tally.sound, tally
     assert tally.failed == 1
     assert "Embed" in tally.errors[0]
-    assert "has had no worker for 30 s" in tally.errors[0]
+    assert "has been there for 30 s (ray.wait_seconds)" in tally.errors[0]
     assert "\n" not in tally.errors[0]
 
 

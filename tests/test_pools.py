@@ -85,20 +85,20 @@ def test_workers_that_cannot_be_placed_end_the_run(local_ray: None, tmp_path: Pa
     make, finish = stages()
     pools = [Pool(make, (str(tmp_path), 0.0), 1, 0.5), Pool(finish, (str(tmp_path), 0.0), 1, 0, 1.0)]
     begun = time.monotonic()
-    with pytest.raises(StalledError, match=r"Finish.* no worker for 5 s .*0 GPUs; add a node") as error:
-        list(run_pools(plan_of(tmp_path, 10), pools, None, Patience(5, 240)))
+    with pytest.raises(StalledError, match=r"workers of .*Finish.* for 20 s .*0 GPUs: add a node") as error:
+        list(run_pools(plan_of(tmp_path, 10), pools, None, Patience(20, 240)))
     assert "\n" not in str(error.value)
-    assert time.monotonic() - begun < 90
+    assert time.monotonic() - begun < 120
 
 
 def test_a_stage_that_hangs_ends_the_run(local_ray: None, tmp_path: Path) -> None:
     _, finish = stages()
     with pytest.raises(
-        StalledError, match=r"no unit has left any stage for 6 s; what is committed stays"
+        StalledError, match=r"no unit has left any stage for 25 s; what is committed stays"
     ) as error:
         list(
             run_pools(
-                plan_of(tmp_path, 2), [Pool(finish, (str(tmp_path), 600.0), 1, 0.5)], None, Patience(60, 6)
+                plan_of(tmp_path, 2), [Pool(finish, (str(tmp_path), 600.0), 1, 0.5)], None, Patience(90, 25)
             )
         )
     assert "\n" not in str(error.value)

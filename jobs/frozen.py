@@ -130,7 +130,8 @@ def freeze(run: Run, spec: ShardSpec | EmbedSpec, source: Source, durations: Dur
         "sampling": source.sampling.model_dump(mode="json"),
         "plans": {media: plan.model_dump(mode="json") for media, plan in source.plans.items()},
     }
-    generations.write(run, (), units_of(spec, source, durations), settings)
+    if generations.write(run, (), units_of(spec, source, durations), settings) is None:
+        raise SpecError("input.path", spec.input.path, "no video or image in it")
     write_atomic(run.place / SPEC, dump(spec).encode())
     frozen = read(run, spec)
     assert frozen is not None

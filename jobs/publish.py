@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from jobs.spec import EmbedSpec, ShardSpec
 from pipeline import generations
 from pipeline.commits import File, Run
 from pipeline.parts import arrange, join, join_failures, live_failures, measure
-from pipeline.storage import Location
+from pipeline.storage import REQUESTS_AT_ONCE, Location
 
 
 class TooManyFailuresError(RuntimeError):
@@ -79,12 +80,15 @@ def clean(run: Run) -> None:
     manifest = run.manifest()
     assert manifest is not None
     listed = {file["path"] for file in manifest["files"]}
+    leftovers = []
     for folder in ("shards", "embeddings", "failures", "units", "commits", "attempts", "plan"):
         for info in (run.place / folder).files(recursive=True):
             path = info.path.removeprefix(f"{run.place.path}/")
             ours = run.fingerprint in info.base_name and folder != "commits"
             if path not in listed and (ours or info.base_name.endswith(".tmp")):
-                Location(run.place.filesystem, info.path).delete()
+                leftovers.append(Location(run.place.filesystem, info.path))
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        list(threads.map(Location.delete, leftovers))
     generations.remove_pending(run)
 
 

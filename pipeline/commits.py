@@ -15,11 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import Failure
+from pipeline.errors import Failure, SpecError
 from pipeline.shards import FAILURES, failure_table
-from pipeline.storage import Location, atomic_file, locate, write_atomic
-
-READS_AT_ONCE = 16  # an object store answers each after some 20 ms
+from pipeline.storage import REQUESTS_AT_ONCE, Location, atomic_file, locate, write_atomic
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,17 @@ class Run:
     def receipts(self) -> Iterator[Receipt]:
         """The commit records, in the order of their units."""
         units = sorted(self.committed())
-        with ThreadPoolExecutor(READS_AT_ONCE) as threads:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
             for start in range(0, len(units), 1 << 12):
                 yield from threads.map(self._receipt, units[start : start + (1 << 12)])
 
     def _receipt(self, unit: int) -> Receipt:
-        return Receipt.from_json((self.place / f"commits/{self.name(unit)}.json").read_bytes())
+        name = f"commits/{self.name(unit)}.json"
+        try:
+            return Receipt.from_json((self.place / name).read_bytes())
+        except (ValueError, TypeError, KeyError):
+            problem = f"{name} is not as it was written; delete it and run again, which does its unit again"
+            raise SpecError("output.path", self.uri, problem) from None
 
     def manifest(self) -> dict[str, Any] | None:
         place = self.place / "manifest.json"

@@ -127,7 +127,7 @@ class Cutting:
             except StopIteration:
                 return
             except MediaError as error:
-                stage: Stage = "open" if error.reason == "unreadable" else "decode"
+                stage: Stage = "open" if error.reason in {"unreadable", "changed"} else "decode"
                 failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
                 return
             except (SpecError, StorageError):

@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 
 from pipeline.errors import SpecError, StorageError
 
+REQUESTS_AT_ONCE = 16  # an object store answers each after some 20 ms
 # A store that is out of order is asked again, less and less often, for about half a minute.
 S3_ATTEMPTS = 8
 # What is said when that was in vain, and says nothing of the object: S3 as Arrow reports it, then others.

@@ -89,7 +89,8 @@ def test_what_kills_or_hangs_a_probe_is_told_from_its_neighbours(local_ray: None
     assert isolated(touchy, [0, 1, 2, 3, 4, 5], 1.5) == [0, 10, None, 30, None, 50]
 
 
-def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(embed_spec(corpus, tmp_path / "out")))
     command = [sys.executable, "-m", "jobs", "run", str(tmp_path / "spec.json")]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -99,9 +100,9 @@ def test_an_interrupted_run_says_how_to_go_on(corpus: Path, tmp_path: Path) -> N
         said = process.stderr.readline()
         assert said
     time.sleep(4)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "the same command goes on from there" in " ".join(output.split())
     assert "Traceback" not in output
 

@@ -202,6 +202,12 @@ def test_a_publishing_that_was_killed_is_done_again(run: Run) -> None:
     assert (verdict.units, verdict.rows, verdict.failures) == (3, 6, 1)
 
 
+def test_a_record_that_cannot_be_read_ends_a_run_with_its_name(run: Run) -> None:
+    truncate_a_record(Path(run.uri))
+    with pytest.raises(SpecError, match="commits/00000000-f00d.json is not as it was written; delete it"):
+        list(run.receipts())
+
+
 def test_doubled_rows_are_found(run: Run) -> None:
     receipts = list(run.receipts())
     table = pa.table({"clip_id": ["0.mp4#0-9/0", "x", "1.mp4#0-9/0", "y", "z", "1.mp4#0-9/0"]})

@@ -20,7 +20,7 @@ from pipeline.errors import SpecError
 from pipeline.generations import Item, Void
 from pipeline.keys import NO_VERSION, Keys, doubled, keys_of, versions_of
 from pipeline.parts import live_failures
-from pipeline.storage import version
+from pipeline.storage import version_of
 from pipeline.units import REDOES, units_of
 
 Span = tuple[str, float | None, float | None]
@@ -89,12 +89,10 @@ def retry(run: Run, spec: ShardSpec | EmbedSpec, plan: FrozenPlan, durations: Du
     redo.items = {(unit, item) for unit, item in redo.items if unit not in redo.units}
 
     def listed_now(span: Span) -> str | None:
-        place = open_input(plan.root, span[0])
         try:
-            info = place.info()
+            return version_of(open_input(plan.root, span[0]), spec.input.identity)
         except (OSError, pa.ArrowException):
             return None
-        return version(info, local=place.is_local) if info.is_file else None
 
     tables = _redone(run, spec, plan, redo, void, durations, listed_now)
     generations.write(run, plan.generations, tables, plan.generations[0].settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -94,6 +94,20 @@ def list_source(spec: ShardSpec | EmbedSpec, *, may_be_empty: bool = False) -> S
     plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(spec.sampling)
     shard_schema(plan, spec.sampling, [corpus.schema.field(name) for name in corpus.extra])
     return Source(corpus.root, spec.sampling, media_plans(plan), corpus, {})
+
+
+def hashed(source: Source, contents: Callable[[str, pa.Table], list[str | None]]) -> Source:
+    """The same with versions that `contents(root, inputs)` tells."""
+    if source.corpus is None:
+        return source
+    corpus = source.corpus
+
+    def chunks() -> Iterator[pa.Table]:
+        for chunk in corpus.chunks:
+            versions = pa.array(contents(corpus.root, chunk), pa.string())
+            yield chunk.set_column(chunk.column_names.index("version"), "version", versions)
+
+    return replace(source, corpus=replace(corpus, chunks=chunks()))
 
 
 def units_of(spec: ShardSpec | EmbedSpec, source: Source, durations: Durations) -> Iterator[pa.Table]:

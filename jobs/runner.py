@@ -23,7 +23,7 @@ from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.parts import live_failures
 from pipeline.pools import Patience, Pool, run_pools
-from pipeline.probing import probe_durations
+from pipeline.probing import hash_contents, probe_durations
 from pipeline.shards import BATCH_ROWS
 from pipeline.stages import Cutting
 
@@ -114,6 +114,8 @@ def _plan(job: _Job, plan: FrozenPlan | None, source: frozen.Source | None, agai
     """The job's plan as it is to be carried out now; what is new to it is in its folder by then."""
     spec, run, progress = job.spec, job.run, job.progress
     durations = partial(probe_durations, limits=spec.limits)
+    if spec.input.identity == "content" and source is not None:
+        source = frozen.hashed(source, hash_contents)
     if plan is None:
         assert source is not None
         plan = frozen.freeze(run, spec, source, durations)
@@ -159,6 +161,7 @@ def _pools(job: _Job, plan: FrozenPlan) -> list[Pool]:
         batch_rows,
         spec.limits,
         spec.resources.decode.hardware,
+        spec.input.identity,
     )
     if isinstance(spec, ShardSpec):
         return shard.pools(spec, run, cutting, session, room)

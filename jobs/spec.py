@@ -28,7 +28,7 @@ from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Hardware, Limits
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
-from pipeline.storage import locate
+from pipeline.storage import Identity, locate
 
 
 class Input(Frozen):
@@ -36,11 +36,14 @@ class Input(Frozen):
 
     root: where relative uris of a table start; the table's folder by default.
     shards: the output folder of a `kind: shard` run.
+    identity: by what an input is known again: its size and when it was modified, or a hash of its content,
+        for which it is read once more when it is listed and when it is decoded.
     """
 
     path: str | tuple[str, ...] | None = None
     root: str | None = None
     shards: str | None = None
+    identity: Identity = "modified"
 
     @model_validator(mode="after")
     def _one(self) -> Self:

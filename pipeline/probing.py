@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -15,6 +15,7 @@ from pipeline.corpus import open_input
 from pipeline.errors import MediaError, SpecError
 from pipeline.limits import Limits
 from pipeline.media import probe
+from pipeline.storage import version_of
 
 # For reading a header; what takes longer is left to its unit, which counts how often it is tried.
 PROBE_SECONDS = 60.0
@@ -24,19 +25,43 @@ R = TypeVar("R")
 
 def probe_durations(root: str, inputs: pa.Table, limits: Limits) -> list[float | None]:
     """Seconds of each input by its header, None where it cannot be read: read on all nodes, in order."""
+    return _of_each(inputs, partial(_seconds_of, root, limits), pa.float64())
+
+
+def hash_contents(root: str, inputs: pa.Table) -> list[str | None]:
+    """The version of each input by its content, None where it cannot be read: on all nodes, in order."""
+    return _of_each(inputs, partial(_hashes_of, root), pa.string())
+
+
+def _of_each(inputs: pa.Table, function: Callable[[list[str]], list[Any]], kind: pa.DataType) -> list[Any]:
+    """`function` of all uris, some at a time, wherever there is a place for it."""
+
+    def batch(rows: pa.Table) -> pa.Table:
+        return pa.table({"row": rows["row"], "found": pa.array(function(rows["uri"].to_pylist()), kind)})
+
     rows = pa.table({"row": pa.array(range(inputs.num_rows)), "uri": inputs["uri"]})
-    probed = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=64)
-    probed = probed.map_batches(_probe_batch, fn_args=(root, limits), batch_size=64, batch_format="pyarrow")
-    seconds: list[float | None] = [None] * inputs.num_rows
-    for batch in probed.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row, value in zip(batch["row"].to_pylist(), batch["seconds"].to_pylist(), strict=True):
-            seconds[row] = value
-    return seconds
+    asked = ray.data.from_arrow(rows).repartition(target_num_rows_per_block=64)
+    asked = asked.map_batches(batch, batch_size=64, batch_format="pyarrow")
+    found: list[Any] = [None] * inputs.num_rows
+    for answer in asked.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row, value in zip(answer["row"].to_pylist(), answer["found"].to_pylist(), strict=True):
+            found[row] = value
+    return found
 
 
-def _probe_batch(rows: pa.Table, root: str, limits: Limits) -> pa.Table:
-    seconds = isolated(partial(probe_seconds, root, limits=limits), rows["uri"].to_pylist(), PROBE_SECONDS)
-    return pa.table({"row": rows["row"], "seconds": pa.array(seconds, pa.float64())})
+def _seconds_of(root: str, limits: Limits, uris: list[str]) -> list[float | None]:
+    return isolated(partial(probe_seconds, root, limits=limits), uris, PROBE_SECONDS)
+
+
+def _hashes_of(root: str, uris: list[str]) -> list[str | None]:
+    return [content_of(root, uri) for uri in uris]
+
+
+def content_of(root: str, uri: str) -> str | None:
+    try:
+        return version_of(open_input(root, uri), "content")
+    except (SpecError, OSError, pa.ArrowException):
+        return None  # and why is found out when it is decoded
 
 
 def isolated(function: Callable[[T], R], items: list[T], timeout_seconds: float) -> list[R | None]:

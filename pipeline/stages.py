@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
 from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run
@@ -21,7 +20,7 @@ from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import Rows, shard_schema
-from pipeline.storage import atomic_file, version
+from pipeline.storage import Identity, atomic_file, version_of
 from pipeline.video import Lost, Pixels, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
@@ -48,6 +47,7 @@ class Cutting:
     batch_rows: int
     limits: Limits
     hardware: Hardware | None
+    identity: Identity = "modified"
 
     def schema(self, media: Media) -> pa.Schema:
         return shard_schema(self.plans[media], self.sampling, self.extra)
@@ -153,18 +153,17 @@ class Cutting:
         """(what the file's content is known by, view) for each view of an input."""
         try:
             place = open_input(self.root, item["uri"])
-            info = place.info()
-            source_version = version(info, local=place.is_local)
+            source_version = version_of(place, self.identity)
         except (SpecError, OSError, pa.ArrowException) as error:
             raise MediaError("unreadable", " ".join(str(error).split())) from error
-        there = info.type != pafs.FileType.NotFound
-        if there and item["version"] is not None and item["version"] != source_version:
-            problem = f"was {item['version']} (bytes-mtime) when it was listed, is {source_version} now"
+        known = item["version"]
+        if source_version is not None and known is not None and known != source_version:
+            problem = f"was {known} when it was listed, is {source_version} now"
             raise MediaError("changed", f"{problem}; run with --extend to list it again")
         span = (item["start_seconds"], item["end_seconds"])
         window = (item["first_clip"], item["stop_clip"])
         for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware):
-            yield source_version, view
+            yield source_version or "", view
 
 
 class Decode:

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.errors import SpecError, StorageError
 
+# By what an input is known again: its size and modification time, or a hash of all its bytes.
+Identity = Literal["modified", "content"]
+READ_BYTES = 8 << 20
 REQUESTS_AT_ONCE = 16  # an object store answers each after some 20 ms
 # A store that is out of order is asked again, less and less often, for about half a minute.
 S3_ATTEMPTS = 8
@@ -177,6 +180,20 @@ def version(info: pafs.FileInfo, *, local: bool) -> str:
     Of an object store's times only the seconds: some list fractions that they do not tell of one object.
     """
     return f"{info.size}-{info.mtime_ns or 0}" if local else f"{info.size}-{(info.mtime_ns or 0) // 10**9}"
+
+
+def version_of(place: Location, identity: Identity) -> str | None:
+    """What a file's content is known by; None if there is no such file."""
+    info = place.info()
+    if not info.is_file:
+        return None
+    if identity == "modified":
+        return version(info, local=place.is_local)
+    digest = hashlib.sha256()
+    with place.filesystem.open_input_stream(place.path) as stream:
+        while some := stream.read(READ_BYTES):
+            digest.update(some)
+    return f"sha256-{digest.hexdigest()}"
 
 
 @dataclass(frozen=True)

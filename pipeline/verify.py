@@ -17,10 +17,9 @@ from pipeline import generations
 from pipeline.commits import File, Receipt, Run
 from pipeline.errors import SpecError
 from pipeline.parts import live_failures
-from pipeline.storage import Location, locate
+from pipeline.storage import READ_BYTES, Location, locate
 
 OUTPUTS = ("shards", "embeddings", "failures", "units")
-READ_BYTES = 8 << 20
 
 Say = Callable[[str], None]
 

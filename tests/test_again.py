@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -88,6 +89,26 @@ def test_a_table_may_grow_but_keeps_its_columns(folder: Path, local_ray: None, t
     assert jobs.run(spec, extend=True).clips == 4
     found = pq.read_table(tmp_path / "out" / "embeddings").to_pylist()
     assert {(row["uri"], row["speaker"]) for row in found} == {("vp9.webm", 7), ("h264.ts", 8)}
+    assert verify(str(tmp_path / "out")).problems == []
+
+
+def test_a_content_is_known_again_whenever_it_was_written(
+    folder: Path, clips: Path, local_ray: None, tmp_path: Path
+) -> None:
+    spec = embed_spec(folder, tmp_path / "out", input={"path": str(folder), "identity": "content"})
+    jobs.run(spec)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    assert jobs.run(spec, extend=True).new_clips == 0
+    changed = folder / "h264.ts"
+    before = changed.stat()
+    other = (clips / "h264_bframes.mp4").read_bytes()
+    changed.write_bytes(other + bytes(before.st_size - len(other)))
+    os.utime(changed, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert jobs.run(spec, extend=True).new_clips == 2
+    found = pq.read_table(tmp_path / "out" / "embeddings").to_pylist()
+    digest = hashlib.sha256(changed.read_bytes()).hexdigest()
+    assert {r["source_version"] for r in found if r["uri"] == changed.name} == {f"sha256-{digest}"}
     assert verify(str(tmp_path / "out")).problems == []
 
 

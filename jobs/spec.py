@@ -138,8 +138,8 @@ class FailurePolicy(Frozen):
 class Cluster(Frozen):
     """address: a running cluster; None is RAY_ADDRESS, and without that a local one for this job alone.
 
-    wait_seconds: how long a stage may be without any worker, while the cluster grows or lost nodes are
-        replaced, before the job fails.
+    wait_seconds: how long nothing may be finished while workers are missing, because the cluster grows or has
+        lost nodes, before the job fails.
     """
 
     address: str | None = None

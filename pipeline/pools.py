@@ -38,10 +38,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long nothing may happen before a run fails, because then it hangs.
+    """How long no unit may be finished before a run fails, because then it hangs.
 
-    worker_seconds: a pool without a single worker, at the start or after it lost its nodes.
-    unit_seconds: no unit leaves any pool, though they have workers.
+    worker_seconds: while workers are missing, at the start or after their nodes were lost.
+    unit_seconds: while all of them are there.
     """
 
     worker_seconds: float
@@ -84,11 +84,8 @@ def run_pools(
         for batch in units.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch["receipt"].to_pylist():
                 yield Receipt.from_json(text)
-    except _NoWorkersError as error:
+    except _StalledError as error:
         raise StalledError(str(error)) from None
-    except ExecutionTimeoutError as error:
-        problem = f"no unit has left any stage for {patience.unit_seconds:.0f} s; {GO_ON}"
-        raise StalledError(f"{problem} (limits.timeout_seconds decides how long one may take)") from error
 
 
 def _units(plan: Location) -> ray.data.Dataset:
@@ -114,10 +111,10 @@ def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.Dat
         context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
             object_store_memory=object_store_bytes
         )
-    context.execution_no_progress_timeout_s = patience.unit_seconds
+    context.execution_no_progress_timeout_s = -1  # see _Watch
     context.custom_execution_callback_classes = [
         *context.custom_execution_callback_classes,
-        partial(_Watch, patience.worker_seconds),
+        partial(_Watch, patience),
     ]
     return context
 
@@ -148,29 +145,44 @@ def _workers(operator: Any) -> int:
     return actors.running + actors.pending + actors.restarting
 
 
-class _NoWorkersError(ExecutionTimeoutError):
-    """One of Ray's own, so that it passes without a trace of Ray's insides."""
+class _StalledError(ExecutionTimeoutError):
+    """One of Ray's own errors, so that it passes without a trace of Ray's insides."""
 
 
 class _Watch(ExecutionCallback):
-    """Ends a run that has a pool without workers: Ray would wait for them without end."""
+    """Ends a run in which no unit is finished any more: Ray would wait for a lost node without end.
 
-    def __init__(self, worker_seconds: float):
-        self._worker_seconds = worker_seconds
-        self._since: dict[str, float] = {}
+    Its own guard takes it for progress that the plan is still read.
+    """
+
+    def __init__(self, patience: Patience):
+        self._patience = patience
+        self._finished, self._since = -1, 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        for operator in executor._topology:
-            name, wanted, now = operator.name, _workers(operator), time.monotonic()
-            if not wanted or operator.get_actor_info().running or operator.has_completed():
-                self._since.pop(name, None)
-            elif now - self._since.setdefault(name, now) > self._worker_seconds:
-                raise _NoWorkersError(self._problem(name, wanted))
+        pools = [operator for operator in executor._topology if _workers(operator)]
+        finished = sum(pool.metrics.num_tasks_finished for pool in pools)
+        if finished != self._finished:
+            self._finished, self._since = finished, time.monotonic()
+            return
+        seconds = time.monotonic() - self._since
+        if seconds > self._patience.worker_seconds and (missing := " and ".join(_missing(pools))):
+            there = ray.cluster_resources()
+            has = " and ".join(f"{there.get(what, 0):g} {what}s" for what in ("CPU", "GPU"))
+            raise _StalledError(
+                f"no unit was finished for {seconds:.0f} s (ray.wait_seconds) while {missing} are missing; "
+                f"this cluster has {has}: add a node, or ask for less; {GO_ON}"
+            )
+        if seconds > self._patience.unit_seconds:
+            raise _StalledError(
+                f"no unit was finished for {seconds:.0f} s, longer than limits.timeout_seconds lets one "
+                f"input take in all its attempts; {GO_ON}"
+            )
 
-    def _problem(self, name: str, wanted: int) -> str:
-        there = ray.cluster_resources()
-        has = " and ".join(f"{there.get(what, 0):g} {what}s" for what in ("CPU", "GPU"))
-        return (
-            f"none of the {wanted} workers of {name} has been there for {self._worker_seconds:.0f} s "
-            f"(ray.wait_seconds); this cluster has {has}: add a node, or ask for less; {GO_ON}"
-        )
+
+def _missing(pools: Sequence[Any]) -> Iterator[str]:
+    """Which workers are waited for."""
+    for pool in pools:
+        wanted, running = _workers(pool), pool.get_actor_info().running
+        if running < wanted and not pool.has_completed():
+            yield f"{wanted - running} of {wanted} workers of {pool.name}"

@@ -27,6 +27,8 @@ from pipeline.probing import hash_contents, probe_durations
 from pipeline.shards import BATCH_ROWS
 from pipeline.stages import Cutting
 
+ITEM_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -189,7 +191,7 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
     """Run the units that are not committed; returns how many clips they gave."""
     spec, run, progress = job.spec, job.run, job.progress
     committed = run.committed()
-    pending = generations.write_pending(run, plan.generations, committed)
+    pending, most_items = generations.write_pending(run, plan.generations, committed)
     if not pending:
         return 0
     pools = [replace(pool, actors=min(pool.actors, pending)) for pool in _pools(job, plan)]
@@ -198,7 +200,7 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
     clips, least = 0, spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
     progress.start(plan.units, plan.units - pending)
     try:
-        store_bytes, patience = spec.resources.object_store_bytes, _patience(spec)
+        store_bytes, patience = spec.resources.object_store_bytes, _patience(spec, most_items)
         for receipt in run_pools(run.place / generations.PENDING, pools, store_bytes, patience):
             job.check()
             clips += receipt.clips
@@ -213,8 +215,8 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
     return clips
 
 
-def _patience(spec: ShardSpec | EmbedSpec) -> Patience:
-    """An input may take all of its time in each attempt, and its worker may have to wait for a node."""
-    input_seconds = longest_seconds(spec.limits.timeout_seconds)
+def _patience(spec: ShardSpec | EmbedSpec, most_items: int) -> Patience:
+    """One input of a unit may take all of its time in each attempt, the others ITEM_SECONDS on an average."""
     wait_seconds = spec.ray.wait_seconds
-    return Patience(wait_seconds, spec.failure.attempts * input_seconds + wait_seconds)
+    worst_seconds = spec.failure.attempts * longest_seconds(spec.limits.timeout_seconds)
+    return Patience(wait_seconds, worst_seconds + most_items * ITEM_SECONDS + wait_seconds)

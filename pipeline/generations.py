@@ -97,10 +97,10 @@ def items_schema(place: Location, generation: Generation) -> pa.StructType:
         return pq.read_schema(file).field("items").type.value_type
 
 
-def write_pending(run: Run, generations: Iterable[Generation], committed: Iterable[int]) -> int:
-    """Write the units that are not committed, for Ray to read; returns how many there are."""
+def write_pending(run: Run, generations: Iterable[Generation], committed: Iterable[int]) -> tuple[int, int]:
+    """Write the units that are not committed, for Ray to read: (how many, items of the largest of them)."""
     done = np.sort(np.fromiter(committed, np.int64))
-    pending = 0
+    pending = most_items = 0
     with streamed_file(run.place / PENDING) as sink:
         writer = None
         for generation in generations:
@@ -108,12 +108,13 @@ def write_pending(run: Run, generations: Iterable[Generation], committed: Iterab
                 table = table.filter(pa.array(~np.isin(table["unit"].to_numpy(), done, assume_unique=True)))
                 if writer is None:
                     writer = pq.ParquetWriter(sink, table.schema, compression="zstd")
-                pending += table.num_rows
                 if table.num_rows:
                     writer.write_table(table.cast(writer.schema), row_group_size=UNITS_AT_ONCE)
+                    pending += table.num_rows
+                    most_items = max(most_items, pc.max(pc.list_value_length(table["items"])).as_py())
         if writer is not None:
             writer.close()
-    return pending
+    return pending, most_items
 
 
 def remove_pending(run: Run) -> None:

@@ -175,8 +175,8 @@ class _Watch(ExecutionCallback):
             )
         if seconds > self._patience.unit_seconds:
             raise _StalledError(
-                f"no unit was finished for {seconds:.0f} s, longer than limits.timeout_seconds lets one "
-                f"input take in all its attempts; {GO_ON}"
+                f"no unit was finished for {seconds:.0f} s, longer than the attempts at its inputs may take "
+                f"(limits.timeout_seconds); {GO_ON}"
             )
 
 

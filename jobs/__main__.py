@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import SpecError, SpecListError
+from pipeline.errors import SpecError, SpecListError, StorageError
 
 if TYPE_CHECKING:
     from jobs.spec import EmbedSpec, ShardSpec
@@ -227,31 +227,23 @@ def schema() -> None:
     print(json.dumps(job_schema(), indent=1))
 
 
-# A line of a traceback that names what was raised; what Ray itself raised because of it comes last.
-RAISED = re.compile(r"^(?!ray\.)(?:\w+\.)*(\w+): (.+)$", re.MULTILINE)
-
-
-def _said(error: Exception) -> tuple[str, str]:
-    """(name, text) of an error. A worker's comes back as one of Ray's own, whose text is the traceback."""
-    raised = RAISED.findall(str(error)) if type(error).__name__.startswith("RayTaskError") else []
-    return raised[-1] if raised else (type(error).__name__, str(error).strip() or type(error).__name__)
-
-
 def main() -> None:
     """Run the command line: exit code 2 for a request that cannot be met, 1 for a job that failed."""
     try:
         app()
-    except Exception as error:
-        name, text = _said(error)
-        asked = isinstance(error, SpecError) or name in {"SpecError", "SpecListError"}
-        for line in text.splitlines() if asked else [f"failed: {text.splitlines()[-1].strip()}"]:
+    except SpecError as error:
+        for line in str(error).splitlines():
             err.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-        if not asked and name != "StorageError":
+        sys.exit(2)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        err.print(f"failed: {lines[-1].strip()}", style="red", highlight=False, markup=False, soft_wrap=True)
+        if not isinstance(error, StorageError):
             log = Path(tempfile.gettempdir()) / f"tubelet-error-{os.getpid()}.log"
             with contextlib.suppress(OSError):
                 log.write_text("".join(traceback.format_exception(error)))
                 err.print(f"the whole story is in {log}", highlight=False, soft_wrap=True)
-        sys.exit(2 if asked else 1)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 from pyarrow import fs as pafs
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
@@ -20,8 +22,12 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.commits import Receipt
+from pipeline.errors import SpecError, SpecListError, StorageError
 from pipeline.storage import Location
 
+# A line of a traceback that names what was raised; what Ray itself raised because of it comes last.
+RAISED = re.compile(r"^(?!ray\.)(?:\w+\.)*(\w+): (.+)$", re.MULTILINE)
+SPEC_ERRORS = {SpecError.__name__, SpecListError.__name__}
 GO_ON = "what is committed stays, and the same command goes on from there"
 
 
@@ -52,6 +58,10 @@ class StalledError(RuntimeError):
     """Nothing moves, and nothing will: lost nodes that nobody replaced, or a pool that hangs."""
 
 
+class StageError(RuntimeError):
+    """A stage raised something that is neither its input's fault nor the machine's."""
+
+
 def run_pools(
     plan: Location, pools: Sequence[Pool], object_store_bytes: int | None, patience: Patience
 ) -> Iterator[Receipt]:
@@ -65,6 +75,7 @@ def run_pools(
 
     Raises:
         StalledError: see `Patience`.
+        StorageError, SpecError, StageError: what a stage raised.
     """
     with ray.data.DataContext.current(_context(object_store_bytes, patience)):
         units = _units(plan)
@@ -86,6 +97,19 @@ def run_pools(
                 yield Receipt.from_json(text)
     except _StalledError as error:
         raise StalledError(str(error)) from None
+    except ray.exceptions.RayTaskError as error:
+        raise _own(error) from error
+
+
+def _own(error: ray.exceptions.RayTaskError) -> Exception:
+    """What a stage raised: Ray Data keeps no more of it than its traceback, among advice of its own."""
+    raised = RAISED.findall(str(error))
+    if not raised:
+        return error
+    name, text = raised[-1]
+    if name == StorageError.__name__:
+        return StorageError(text)
+    return SpecListError([text]) if name in SPEC_ERRORS else StageError(f"{name}: {text}")
 
 
 def _units(plan: Location) -> ray.data.Dataset:

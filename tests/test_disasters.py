@@ -15,7 +15,6 @@ from benchmarks.disasters import NotHereError
 from benchmarks.disturbed import Bench
 from benchmarks.faults import EVENTS, Event
 from benchmarks.refusing import KEYS, Store, object_store
-from jobs.__main__ import main
 from pipeline import storage
 from pipeline.errors import MediaError, SpecError, SpecListError, StorageError
 from pipeline.plan import Canvas, Plan, Tube
@@ -172,23 +171,3 @@ def test_a_store_that_does_not_answer_is_no_fault_of_its_videos(
 def test_errors_come_back_from_workers(error: Exception) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), str(back)) == (type(error), str(error))
-
-
-def test_a_workers_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """As Ray Data gives it: no more than the text of the worker's traceback."""
-
-    error_class = type("RayTaskError(UserCodeException)", (Exception,), {})
-    text = (
-        "ray::MapWorker()\n  File 'x.py', line 1\nOSError: [Errno 28] No space\n\nThe above ...\n"
-        "pipeline.errors.StorageError: /out/x: cannot be written (No space); make room\n\nThe above ...\n"
-        "ray.exceptions.UserCodeException: UDF failed to process a data block.\nTo change retry attempts, ..."
-    )
-
-    def app() -> None:
-        raise error_class(text)
-
-    monkeypatch.setattr("jobs.__main__.app", app)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert capsys.readouterr().err == "failed: /out/x: cannot be written (No space); make room\n"

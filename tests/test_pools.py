@@ -12,7 +12,8 @@ import ray.data
 
 from jobs.cluster import cores
 from pipeline.commits import Receipt
-from pipeline.pools import Patience, Pool, StalledError, run_pools
+from pipeline.errors import SpecError, StorageError
+from pipeline.pools import Patience, Pool, StageError, StalledError, run_pools
 from pipeline.storage import Location, locate
 
 PATIENT = Patience(120, 240)
@@ -104,3 +105,24 @@ def test_a_stage_that_hangs_ends_the_run(local_ray: None, tmp_path: Path) -> Non
             )
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "comes"),
+    [
+        (StorageError("/x: cannot be written"), StorageError("/x: cannot be written")),
+        (SpecError("a.b", 1, "too small"), SpecError("a.b", 1, "too small")),
+        (KeyError("a"), StageError("KeyError: 'a'")),
+    ],
+)
+def test_what_a_stage_raises_comes_back_in_one_line(
+    local_ray: None, tmp_path: Path, raised: Exception, comes: Exception
+) -> None:
+    class Fail:
+        def __call__(self, units: pa.Table) -> pa.Table:
+            raise raised
+
+    with pytest.raises((StorageError, SpecError, StageError)) as error:
+        list(run_pools(plan_of(tmp_path, 2), [Pool(Fail, (), 1, 0.5)], None, PATIENT))
+    assert isinstance(error.value, type(comes))
+    assert str(error.value) == str(comes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+RUN_ROWS = 1 << 22
 # Of an input without a version: it never counts as changed.
 NO_VERSION = 0
 
@@ -32,7 +33,8 @@ class Keys:
     """A set of inputs, each with the hash of its version."""
 
     def __init__(self) -> None:
-        # Sorted by the first half of the keys; a run is merged into the one before when it has grown as long.
+        # Sorted by the first half of the keys; a run is merged into the one before when it has grown as long,
+        # up to a length whose copies, while that is done, are small beside all.
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __len__(self) -> int:
@@ -40,7 +42,7 @@ class Keys:
 
     def add(self, keys: np.ndarray, versions: np.ndarray) -> None:
         """Add inputs that are not in it yet."""
-        while self._runs and len(self._runs[-1][0]) <= len(keys):
+        while self._runs and len(self._runs[-1][0]) <= len(keys) <= RUN_ROWS // 2:
             more_keys, more_versions = self._runs.pop()
             keys, versions = np.concatenate([more_keys, keys]), np.concatenate([more_versions, versions])
         if not len(keys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ def table(chunk: list[Row]) -> pa.Table:
     )
 
 
+@mock.patch("pipeline.keys.RUN_ROWS", 8)
 @given(st.lists(st.lists(rows, min_size=1, max_size=9), max_size=9))
 def test_keys_agree_with_a_dict(chunks: list[list[Row]]) -> None:
     known, plain = Keys(), dict[tuple[str, float | None], str | None]()

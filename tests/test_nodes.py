@@ -17,10 +17,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nodes")
 
 
-def test_decoders_that_are_lost_are_done_without(folder: Path) -> None:
+def test_decoders_that_are_lost_are_done_without_or_asked_for(folder: Path) -> None:
+    """Whether a decoded unit is lost with its node, and the job stops for it, is a matter of timing."""
     tally = rounds("decode node lost", 1, folder, seed=20, inputs=64)
     assert tally.sound, tally
-    assert tally.completed == 1, tally.errors
+    assert tally.completed + tally.failed == 1
+    assert all("workers of MapBatches(Decode) are missing" in error for error in tally.errors)
 
 
 def test_a_model_that_has_no_place_any_more_ends_the_job_and_a_rerun_completes_it(folder: Path) -> None:

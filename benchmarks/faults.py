@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import disasters
+from benchmarks import disasters, nodes
 from benchmarks.disasters import (
     changed_inputs,
     disk_full,
@@ -101,19 +101,27 @@ def main() -> None:
     parser.add_argument("--only", metavar="EVENT", help="events whose name has this in it")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    events = [event for event in EVENTS if asked.only is None or asked.only.lower() in event.name.lower()]
-    if not events:
-        parser.error(f"--only {asked.only!r}: there are {', '.join(event.name for event in EVENTS)}")
+    wanted = (asked.only or "").lower()
+    events = [event for event in EVENTS if wanted in event.name.lower()]
+    lost_nodes = [name for name in nodes.EVENTS if wanted in name.lower()]
+    if not events and not lost_nodes:
+        names = ", ".join([*(event.name for event in EVENTS), *nodes.EVENTS])
+        parser.error(f"--only {asked.only!r}: there are {names}")
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---:|---:|---:|---|"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the jobs
     folder, well = Path(tempfile.mkdtemp(prefix="faults-")), True
     try:
-        bench = Bench(folder)
+        bench = Bench(folder) if events else None
         for event in events:
+            assert bench is not None
             rounds = 1 if event.share is None else max(1, round(asked.rounds * event.share))
             outcome = run(event, bench, rounds, asked.seed)
             lines.append(line(event, rounds, outcome))
             well &= outcome.well
+        for name in lost_nodes:  # of a simulated cluster, which benchmarks/nodes.py makes
+            tally = nodes.rounds(name, max(1, asked.rounds // 16), folder, asked.seed)
+            lines.append(tally.row())
+            well &= tally.sound
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print("\n".join(lines))

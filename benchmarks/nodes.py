@@ -157,7 +157,9 @@ def lose_node(spec: dict[str, Any], which: str, replaced: bool, rng: random.Rand
         embed = cluster.add_node(**NODES["embed"], **store)
         node = rng.choice(decode) if which == "decode" else embed
         replacement = {**NODES[which], **store} if replaced else None
-        at_unit, wait_seconds = rng.randint(1, 60), rng.random()
+        # Early enough that work is left; and not only just when a unit was committed.
+        inputs = sum(1 for _ in Path(spec["input"]["path"]).iterdir())
+        at_unit, wait_seconds = rng.randint(1, inputs // 3), rng.random() / 2
         saboteur = Saboteur(cluster, node, at_unit, wait_seconds, replacement)
         error = None
         try:

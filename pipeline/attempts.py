@@ -14,9 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import ray
+
 from pipeline.commits import Run
 from pipeline.errors import Reason
 from pipeline.storage import Location, write_atomic
+
+
+def _node() -> str:
+    """Ray's name for the node of this process."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+
+
+def _is_alive(node: str) -> bool:
+    return any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
 
 
 def longest_seconds(timeout_seconds: float) -> float:
@@ -40,7 +51,10 @@ def bounded(timeout_seconds: float) -> Iterator[None]:
 
 @dataclass
 class Attempts:
-    """One unit's counter. Deaths count within one run of the job only: killing a job is no input's fault.
+    """One unit's counter.
+
+    Deaths count within one run of the job, and on nodes that live on: neither killing a job nor losing a node
+    is an input's fault.
 
     most: how often an input is tried.
     """
@@ -65,7 +79,8 @@ class Attempts:
             if noted.get("session") == self.session:
                 self.starts, self.unnamed = noted["starts"], noted["unnamed"]
                 self.deaths, self.causes = noted["deaths"], noted["causes"]
-                self._bury(noted["at"], noted["since"])
+                if noted["node"] == _node() or _is_alive(noted["node"]):
+                    self._bury(noted["at"], noted["since"])
         self.starts += 1
         self._write(None)
         return self
@@ -106,6 +121,7 @@ class Attempts:
             "deaths": self.deaths,
             "causes": self.causes,
             "at": at,
+            "node": _node(),
             "since": time.time(),
         }
         write_atomic(self._place, json.dumps(noted).encode())

@@ -283,6 +283,25 @@ def test_a_death_after_the_time_limit_was_a_hang(tmp_path: Path) -> None:
     assert Attempts(run, 0, "session", 1, timeout_seconds=0.05).begin().verdict(7) == ("timeout", 1)
 
 
+def test_a_lost_node_is_no_inputs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(str(tmp_path), "f00d")
+    nodes = {"one": True, "two": True, "three": True}
+    monkeypatch.setattr("pipeline.attempts._is_alive", nodes.__getitem__)
+
+    def start(node: str) -> Attempts:
+        monkeypatch.setattr("pipeline.attempts._node", lambda: node)
+        counter = Attempts(run, 0, "session", 2, timeout_seconds=60).begin()
+        counter.note(7)
+        return counter
+
+    start("one")
+    nodes["one"] = False
+    assert start("two").deaths == {}
+    nodes["two"] = False
+    assert start("three").deaths == {}
+    assert start("two").deaths == {"7": 1}  # its worker moved, though its node lives
+
+
 def test_a_death_while_writing_is_nobodys(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "f00d")
     for _ in range(3):

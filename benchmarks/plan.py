@@ -30,7 +30,7 @@ CHUNK = 1 << 16
 
 
 def write_list(path: Path, inputs: int) -> None:
-    """A list of uris of 55 characters, with labels."""
+    """A list of uris of 57 characters, with labels."""
     schema = pa.schema([("uri", pa.string()), ("label", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, inputs, CHUNK):

@@ -193,7 +193,9 @@ def _walk(folder: Location, depth: int | None = None) -> Iterator[File]:
     try:
         if folder.is_local:
             with os.scandir(folder.path) as found:
-                entries += [(f"{e.name}/" if e.is_dir() else e.name, e.is_dir(), None) for e in found]
+                for entry in found:
+                    is_folder = _is_folder(entry)
+                    entries.append((f"{entry.name}/" if is_folder else entry.name, is_folder, None))
         else:
             for info in folder.filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True)):
                 is_folder = info.type == pafs.FileType.Directory
@@ -210,6 +212,13 @@ def _walk(folder: Location, depth: int | None = None) -> Iterator[File]:
             yield inside.path, _local_version(inside.path) if folder.is_local else known
         elif depth != 0 and not (folder.is_local and _leads_back(inside.path)):
             yield from _walk(inside, None if depth is None else depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _leads_back(path: str) -> bool:

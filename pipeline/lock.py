@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, StorageError
 from pipeline.storage import Location, locate, write_atomic
 
 RENEW_SECONDS = 5.0
@@ -84,8 +84,9 @@ def _lease(place: Location, run_uri: str, say: Callable[[str], None]) -> Iterato
             lease.put()
             keeper.start()
             _outlast_others(lease, run_uri, say)
-        except (OSError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except (OSError, pa.ArrowException, StorageError) as error:
+            cause = error.__cause__ or error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise SpecError("output.path", run_uri, f"cannot be written to ({reason})") from None
         lease.holds = True
         yield lease.check

@@ -175,6 +175,9 @@ def test_odd_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (folder / "z.mp4").symlink_to(folder / "nowhere.mp4")  # dangles: an input all the same, that fails later
     assert uris(read_corpus(str(folder))) == [*expected, "z.mp4"]
     (folder / "z.mp4").unlink()
+    (folder / "z.mp4").symlink_to("z.mp4")  # leads nowhere but to itself
+    assert uris(read_corpus(str(folder))) == [*expected, "z.mp4"]
+    (folder / "z.mp4").unlink()
     for name in ("~", "-x", "a:b", "[x] #1 ?*", "list.csv"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a b%20'.mp4").write_bytes(b"x")

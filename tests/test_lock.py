@@ -232,7 +232,8 @@ def test_a_process_may_end_without_letting_go(bucket: str, start: Start) -> None
     assert (other.process.returncode, errors) == (0, "")
 
 
-def test_a_store_that_does_not_answer_is_an_error_of_the_spec() -> None:
+def test_a_store_that_does_not_answer_is_an_error_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.S3_ATTEMPTS", 2)  # as often as it is asked, the answer is the same
     refusal = _refusal(_s3("127.0.0.1:9", "out"))
     assert re.fullmatch(r"output.path = .*: cannot be written to \(.*NETWORK_CONNECTION.*\)", refusal)
 

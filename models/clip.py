@@ -42,7 +42,7 @@ class Clip(Model):
                 tower.heads,
                 tower.mlp_dim,
                 eps=1e-5,
-                quick_gelu=tower.quick_gelu,
+                activation=tower.activation,
                 layer_scale=tower.layer_scale,
             )
             for _ in range(tower.layers)

@@ -83,7 +83,7 @@ def check_source(config: ClipConfig) -> None:
             f"{_source(config)}: neither a file nor an open_clip tag of {config.arch}; "
             f"{suggest(config.pretrained or '', tags)}, or give a local file, or null for random weights"
         )
-    if tags[_clean(config.pretrained)].get("quick_gelu") and not tower(config.arch).quick_gelu:
+    if tags[_clean(config.pretrained)].get("quick_gelu") and tower(config.arch).activation != "quick_gelu":
         raise ValueError(
             f"{_source(config)}: these weights were trained with QuickGELU; "
             f"set model.clip.arch to '{config.arch}-quickgelu'"

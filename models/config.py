@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.plan import Filter, Frozen
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
 class ClipConfig(Frozen):

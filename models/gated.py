@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from models.clip import Clip
 from models.model import Model
 from models.tokenizer import matching
-from models.transformer import CrossAttention, Mlp
+from models.transformer import CrossAttention, Layer, Mlp
 from models.tubevit import TubeTrunk
 from pipeline.plan import Plan
 
 
-class Adapter(nn.Module):
+class Adapter(Layer):
     """x + tanh(a) CrossAttention(LN x, tubes), then x + tanh(b) Mlp(LN x), with a = b = 0 at first.
 
     The branches start at ordinary weights: with a zero gate and a zero projection neither gets a gradient.
@@ -39,7 +39,7 @@ class Adapter(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.gate_mlp = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_BLD: Tensor, tubes_BNS: Tensor) -> Tensor:
+    def run(self, x_BLD: Tensor, tubes_BNS: Tensor) -> Tensor:  # type: ignore[override]
         x_BLD = x_BLD + self.gate_attention.tanh() * self.attention(self.norm_attention(x_BLD), tubes_BNS)
         return x_BLD + self.gate_mlp.tanh() * self.mlp(self.norm_mlp(x_BLD))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.heads import classifier, classify
+from models.transformer import Layer
 from pipeline.plan import Plan
 
 
@@ -42,3 +43,9 @@ class Model(nn.Module):
     def forward(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
         """Float32 logits (B, num_classes); takes what `embed` takes. ValueError without a head."""
         return classify(self.head, self.embed(tubes, mirrored))
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Switch activation checkpointing: the layers keep nothing for the backward pass but their input."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.recompute = on

@@ -12,6 +12,10 @@ TUBEVIT = (
     ((1, 16, 16), (32, 16, 16), (0, 0, 0)),
 )
 
+# DualPath: how many frames the spatial path sees, and (rows, columns) of small ones in an image of the other.
+KEY_FRAMES = 8
+FRAMESET = (4, 4)
+
 
 def canvas(frames: int, size: tuple[int, int], filter: Filter) -> Canvas:
     """The one canvas of all these models; shared, so that their plans can be merged."""
@@ -40,6 +44,33 @@ def clip(canvas: Canvas, patch: int, every: int) -> Plan:
 def gated(canvas: Canvas, patch: int, every: int) -> Plan:
     """Both; with 16-pixel patches TubeViT's 2-D tube is a part of CLIP's, and is not stored twice."""
     return tubevit(canvas).union(clip(canvas, patch, every))
+
+
+def vivit(canvas: Canvas, tubelet: tuple[int, int, int]) -> Plan:
+    """ViViT's tubelets (arXiv:2103.15691, section 3.2): dense, without overlap. 32x224x224: 3,136 tokens."""
+    if any(size < kernel for size, kernel in zip(canvas.shape, tubelet, strict=True)):
+        t, h, w = tubelet
+        raise ValueError(
+            f"frames = {canvas.frames}, size = {canvas.frame_size}: smaller than one {t}x{h}x{w} tubelet"
+        )
+    return Plan(tubes=(_tube(tubelet, tubelet, (0, 0, 0), canvas),))
+
+
+def dualpath(canvas: Canvas, patch: int) -> Plan:
+    """DualPath's 8 key frames, and its framesets: all frames, shrunk, 16 of them laid into one image.
+
+    Park et al., CVPR 2023; github.com/jongwoopark7978/DualPath.
+    """
+    frames, (height, width) = canvas.frames, canvas.frame_size
+    if frames % (FRAMESET[0] * FRAMESET[1]):
+        raise ValueError(f"frames = {frames}: DualPath takes a multiple of 16 frames")
+    if height % FRAMESET[0] or width % FRAMESET[1] or height < patch or width < patch:
+        raise ValueError(f"size = {canvas.frame_size}: DualPath takes multiples of 4, of {patch} or more")
+    grid = canvas.model_copy(update={"tiles": FRAMESET})
+    kernel = (1, patch, patch)
+    spatial = _tube(kernel, (frames // KEY_FRAMES, patch, patch), (0, 0, 0), canvas)
+    temporal = Tube(name=f"grid_1x{patch}x{patch}", kernel=kernel, stride=kernel, canvas=grid)
+    return Plan(tubes=(spatial, temporal))
 
 
 def _tube(kernel: tuple, stride: tuple, offset: tuple, canvas: Canvas) -> Tube:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from models.config import suggest
+from models.config import Activation, suggest
 
 # Every setting a tower may have; any other changes the architecture in ways `models.clip` does not follow.
 _KNOWN = {
@@ -37,7 +37,7 @@ class Tower:
     heads: int
     mlp_dim: int
     embed_dim: int
-    quick_gelu: bool
+    activation: Activation
     layer_scale: float | None
     norm_pre: bool
     pool: str  # "tok": the class token; "avg": the mean of the others
@@ -74,7 +74,7 @@ def tower(arch: str | None) -> Tower:
         heads=vision["width"] // vision.get("head_width", 64),
         mlp_dim=int(vision["width"] * vision.get("mlp_ratio", 4.0)),
         embed_dim=config["embed_dim"],
-        quick_gelu=config.get("quick_gelu", False),
+        activation="quick_gelu" if config.get("quick_gelu", False) else "gelu",
         layer_scale=vision.get("ls_init_value"),
         norm_pre=not vision.get("no_ln_pre", False),
         pool=vision.get("pool_type", "tok"),

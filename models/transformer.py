@@ -8,12 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from models.config import Activation
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
+    """What a deep stack is made of: `run` does the work.
+
+    recompute: keep no activations inside for the backward pass, but compute them again (activation
+        checkpointing, arXiv:1604.06174): about a third more work for a fraction of the memory.
+    """
+
+    recompute = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.run, *inputs, use_reentrant=False)
+        return self.run(*inputs)
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Block(Layer):
     """x + Attention(LN x), then x + Mlp(LN x) (ViT, arXiv:2010.11929, section 3.1).
 
-    `quick_gelu` and `layer_scale` (the initial gain of each branch) are variants of CLIP towers.
+    `activation` and `layer_scale` (the initial gain of each branch) are variants of CLIP towers.
     """
 
     def __init__(
@@ -23,18 +44,18 @@ class Block(nn.Module):
         mlp_dim: int,
         *,
         eps: float = 1e-6,
-        quick_gelu: bool = False,
+        activation: Activation = "gelu",
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attention = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, mlp_dim, quick_gelu=quick_gelu)
+        self.mlp = Mlp(dim, mlp_dim, activation)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def run(self, x_BLD: Tensor) -> Tensor:  # type: ignore[override]
         x_BLD = x_BLD + self.scale1(self.attention(self.norm1(x_BLD)))
         return x_BLD + self.scale2(self.mlp(self.norm2(x_BLD)))
 
@@ -42,9 +63,20 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """A stack of blocks and a final LN: (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, dim: int, layers: int, heads: int, mlp_dim: int, *, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        dim: int,
+        layers: int,
+        heads: int,
+        mlp_dim: int,
+        *,
+        eps: float = 1e-6,
+        activation: Activation = "gelu",
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_dim, eps=eps) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_dim, eps=eps, activation=activation) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
@@ -59,12 +91,12 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = _linear(dim, 3 * dim)
-        self.out = _linear(dim, dim)
+        self.qkv = linear(dim, 3 * dim)
+        self.out = linear(dim, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        q, k, v = (_split(part, self.heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
-        return self.out(_merge(functional.scaled_dot_product_attention(q, k, v)))
+        q, k, v = (split(part, self.heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
+        return self.out(merge(functional.scaled_dot_product_attention(q, k, v)))
 
 
 class CrossAttention(nn.Module):
@@ -73,28 +105,30 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, source_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = _linear(dim, dim)
-        self.kv = _linear(source_dim, 2 * dim)
-        self.out = _linear(dim, dim)
+        self.q = linear(dim, dim)
+        self.kv = linear(source_dim, 2 * dim)
+        self.out = linear(dim, dim)
 
     def forward(self, x_BLD: Tensor, source_BMS: Tensor) -> Tensor:
-        q = _split(self.q(x_BLD), self.heads)
-        k, v = (_split(part, self.heads) for part in self.kv(source_BMS).chunk(2, dim=-1))
-        return self.out(_merge(functional.scaled_dot_product_attention(q, k, v)))
+        q = split(self.q(x_BLD), self.heads)
+        k, v = (split(part, self.heads) for part in self.kv(source_BMS).chunk(2, dim=-1))
+        return self.out(merge(functional.scaled_dot_product_attention(q, k, v)))
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between: exact, or CLIP's x * sigmoid(1.702 x)."""
+    """Two layers with a GELU between: exact, its tanh approximation, or CLIP's x * sigmoid(1.702 x)."""
 
-    def __init__(self, dim: int, hidden: int, *, quick_gelu: bool = False) -> None:
+    def __init__(self, dim: int, hidden: int, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.quick_gelu = quick_gelu
-        self.up = _linear(dim, hidden)
-        self.down = _linear(hidden, dim)
+        self.activation = activation
+        self.up = linear(dim, hidden)
+        self.down = linear(hidden, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         x = self.up(x_BLD)
-        return self.down(x * (1.702 * x).sigmoid() if self.quick_gelu else functional.gelu(x))
+        if self.activation == "quick_gelu":
+            return self.down(x * (1.702 * x).sigmoid())
+        return self.down(functional.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
 
 
 class LayerScale(nn.Module):
@@ -108,7 +142,7 @@ class LayerScale(nn.Module):
         return x_BLD * self.gain
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer with ViT's initialisation: Xavier weights, zero bias."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
@@ -116,9 +150,11 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _split(x_BLD: Tensor, heads: int) -> Tensor:
+def split(x_BLD: Tensor, heads: int) -> Tensor:
+    """Channels to heads."""
     return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, K, L, E)
 
 
-def _merge(x_BKLE: Tensor) -> Tensor:
+def merge(x_BKLE: Tensor) -> Tensor:
+    """Heads to channels."""
     return x_BKLE.transpose(1, 2).flatten(2)

@@ -67,7 +67,7 @@ def small(
         heads=32 // vision["head_width"],
         mlp_dim=int(32 * variant.get("mlp_ratio", 4)),
         embed_dim=24,
-        quick_gelu=quick_gelu,
+        activation="quick_gelu" if quick_gelu else "gelu",
         layer_scale=variant.get("ls_init_value"),
         norm_pre=not variant.get("no_ln_pre", False),
         pool=variant.get("pool_type", "tok"),

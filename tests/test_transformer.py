@@ -14,11 +14,11 @@ def test_encoder_b_has_the_golden_parameter_count():
     assert sum(p.numel() for p in encoder.parameters()) == 85_056_000
 
 
-@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu"])
 @pytest.mark.parametrize("layer_scale", [None, 0.3])
-def test_block_equals_multihead_attention(quick_gelu, layer_scale):
+def test_block_equals_multihead_attention(activation, layer_scale):
     torch.manual_seed(0)
-    block = Block(24, 3, 48, quick_gelu=quick_gelu, layer_scale=layer_scale)
+    block = Block(24, 3, 48, activation=activation, layer_scale=layer_scale)
     theirs = nn.MultiheadAttention(24, 3, batch_first=True)
     theirs.load_state_dict(
         {
@@ -33,7 +33,11 @@ def test_block_equals_multihead_attention(quick_gelu, layer_scale):
     normed = block.norm1(x)
     y = x + gain * theirs(normed, normed, normed, need_weights=False)[0]
     hidden = block.mlp.up(block.norm2(y))
-    active = hidden * torch.sigmoid(1.702 * hidden) if quick_gelu else functional.gelu(hidden)
+    active = {
+        "gelu": functional.gelu,
+        "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    }[activation](hidden)
     torch.testing.assert_close(block(x), y + gain * block.mlp.down(active), atol=1e-5, rtol=1e-5)
 
 

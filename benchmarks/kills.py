@@ -22,9 +22,10 @@ def kill_decoder(bench: Bench, random: random.Random, number: int) -> Outcome:
     kind, begun, now = KINDS[number % 2], set[str](), set[str]()
     units = bench.units(kind)
     command, wanted = bench.job(kind).start(), random.randrange(1, units - 3)
+    attempts = Path(command.job.output) / "attempts"
     while len(begun) < wanted and not command.over:
         with contextlib.suppress(FileNotFoundError):
-            now = {name for name in os.listdir(f"{command.job.output}/attempts") if name[0] != "."}  # noqa: PTH208
+            now = {path.name for path in attempts.iterdir() if path.name[0] != "."}
             begun |= now
         if command.job.committed() >= wanted:  # some were too quick to be seen
             break

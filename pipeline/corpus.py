@@ -102,6 +102,7 @@ def _versioned(tables: Iterable[pa.Table], root: str) -> Iterator[pa.Table]:
     """With the version of what lies on a disk; a store would have to be asked for each object."""
     start = locate(root)
     for table in tables:
+        # As open_input joins them: a full path stays as it is.
         versions = [
             _local_version(os.path.join(start.path, uri)) if start.is_local and "://" not in uri else None  # noqa: PTH118 (as in _local_version)
             for uri in table["uri"].to_pylist()
@@ -230,7 +231,7 @@ def _leads_back(path: str) -> bool:
 def _local_version(path: str) -> str | None:
     """What `storage.version` says of it, for a fraction of the time."""
     try:
-        found = os.stat(path)  # noqa: PTH116 (a Path would cost more than the call)
+        found = os.stat(path)  # noqa: PTH116 (of millions: making a Path costs more than the call)
     except OSError:
         return None
     return f"{found.st_size}-{found.st_mtime_ns}"

@@ -37,6 +37,7 @@ def check(name: str, bench: Bench, number: int = 0) -> None:
     try:
         outcome = event.round(bench, random.Random(f"test {name}"), number)
     except NotHereError as error:
+        # Root, setpriv or gcc, as it says; the benchmark leaves its row out for the same reason.
         pytest.skip(str(error))
     assert outcome.well, outcome
 
@@ -72,7 +73,8 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs to mount a tmpfs")
+        # Only a file system of its own can be filled without harm to what else this machine does.
+        pytest.skip("needs to mount a tmpfs: run it as root, or in `unshare -rm`")
     try:
         yield folder
     finally:

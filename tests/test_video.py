@@ -119,6 +119,7 @@ def test_a_gpu_decodes_the_same_frames(clips: Path, name: str) -> None:
     try:
         video = Video(place, hardware="cuda")
     except SpecError as error:
+        # Raised only where there is no such device; what is compared here is what that decodes.
         pytest.skip(str(error))
     with video, Video(place) as expected:
         positions = range(0, len(video.timeline.pts), 7)

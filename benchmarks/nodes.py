@@ -20,17 +20,16 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.media import many
 from jobs.report import Progress
 from jobs.runner import run_job
 from jobs.spec import load
@@ -95,19 +94,9 @@ class Tally:
 
 def make_corpus(folder: Path, inputs: int) -> Path:
     """One short video under many names."""
-    folder.mkdir(parents=True)
-    first = folder / "0000.mp4"
-    with av.open(str(first), "w") as sink:
-        stream = sink.add_stream("mpeg4", rate=Fraction(25), options={"b": "2000k", "g": "12"})
-        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-        across, down = np.meshgrid(np.arange(640), np.arange(360))
-        for number in range(100):
-            wave = [across + 3 * number, down + 5 * number, across + down]
-            picture = np.stack([channel % 256 for channel in wave], axis=-1).astype(np.uint8)
-            sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        sink.mux(stream.encode(None))
-    for number in range(1, inputs):
-        os.link(first, folder / f"{number:04}.mp4")
+    across, down = np.meshgrid(np.arange(640), np.arange(360))
+    waves = (np.stack([across + 3 * n, down + 5 * n, across + down], axis=-1) % 256 for n in range(100))
+    many(folder, "", inputs, np.stack([wave.astype(np.uint8) for wave in waves]), {"b": "2000k", "g": "12"})
     return folder
 
 

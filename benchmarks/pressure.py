@@ -11,17 +11,14 @@ ones: for how long of the run a decoder has nothing to do.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -30,7 +27,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.media import repeated
+from benchmarks.media import RATE, many, repeated
 from jobs import embed
 from jobs.cluster import connected
 from jobs.report import Progress
@@ -105,19 +102,11 @@ class Unbounded(pools._Room):
 
 def make_videos(folder: Path, count: int, seconds: float = 1.0, name: str = "short") -> Path:
     """So many small videos: one, and links to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    first = folder / f"{name}-0000.mp4"
-    with av.open(str(first), "w") as sink:
-        stream = sink.add_stream("mpeg4", rate=Fraction(25), options={"g": "25"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(round(seconds * 25)):
-            picture = np.full((48, 64, 3), number % 256, np.uint8)
-            picture[:, number % 64] = 255
-            sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        sink.mux(stream.encode(None))
-    for number in range(1, count):
-        os.link(first, folder / f"{name}-{number:04}.mp4")
-    return first
+    numbers = np.arange(round(seconds * RATE))
+    pictures = np.empty((len(numbers), 48, 64, 3), np.uint8)
+    pictures[:] = (numbers % 256)[:, None, None, None]
+    pictures[numbers, :, numbers % 64] = 255
+    return many(folder, f"{name}-", count, pictures, {"g": "25"})
 
 
 def embed_spec(corpus: Path, output: Path) -> dict[str, Any]:

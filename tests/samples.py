@@ -1,14 +1,17 @@
-"""What several tests are made of: random plans, and how to read a generated clip."""
+"""What several tests are made of: random plans, generated clips as they are read, small jobs, commands."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import strategies as st
 
+from jobs.__main__ import main
 from pipeline.plan import Canvas, Plan, Tube
 from pipeline.video import Lost, Pixels
 
@@ -72,6 +75,14 @@ def embed_spec(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "version": 1, "kind": "embed", "input": {"path": str(corpus)}, "sampling": SMALL,
         "model": {"name": "tubevit-tiny", "batch_views": 4}, "output": {"path": str(output)}, **changes,
     }  # fmt: skip
+
+
+def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run a command; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tubelet", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
 
 
 def rows(folder: Path) -> dict[str, np.ndarray]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import yaml
+from samples import tubelet
 
-from jobs.__main__ import main
 from pipeline import generations
 from pipeline.commits import Receipt, Run
 from pipeline.errors import Failure
@@ -30,14 +29,6 @@ def spec(clips: Path, tmp_path: Path) -> Path:
     values = {**SPEC, "input": {"path": str(clips)}, "output": {"path": str(tmp_path / "out")}}
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run a command; gives its exit code."""
-    monkeypatch.setattr(sys, "argv", ["tubelet", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from samples import dense, plans, read_stamp
+from samples import dense, plans, read_stamp, tubelet
 
 import models
-from jobs.__main__ import main
 from jobs.drawing import COLOURS, FILL, draw, paint
 from jobs.scene import OUTLINE, WHOLE_PX, Scene, read_scene
 from pipeline.errors import MediaError
@@ -168,12 +167,9 @@ def test_a_page_has_each_tubes_colour_and_fits(clips: Path) -> None:
     assert pixels >= set(COLOURS[: len(plan.tubes)])
 
 
-def tubelet(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def inspect(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Run `tubelet inspect`; gives its exit code."""
-    monkeypatch.setattr(sys, "argv", ["tubelet", "inspect", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
+    return tubelet(monkeypatch, "inspect", *arguments)
 
 
 SMALL = ("--frames", "20", "--size", "64x96")
@@ -192,7 +188,7 @@ def test_every_kind_of_input_is_drawn(
     clips: Path, tmp_path: Path, name: str, options: tuple, model: str, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     output = tmp_path / "new" / "x.png"
-    assert tubelet(monkeypatch, clips / name, "--model", model, "--output", output, *SMALL, *options) == 0
+    assert inspect(monkeypatch, clips / name, "--model", model, "--output", output, *SMALL, *options) == 0
     with Image.open(output) as drawn:
         assert capfd.readouterr().out == f"{output}: {drawn.width} x {drawn.height} px\n"
 
@@ -226,7 +222,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     asked = {"VIDEO": clips / "h264_bframes.mp4", "--model": "tubevit-tiny", "--output": tmp_path / "x.png"}
     asked |= changes
     video = str(asked.pop("VIDEO")).replace("BROKEN", str(tmp_path / "broken.mp4"))
-    assert tubelet(monkeypatch, video, *(text for option in asked.items() for text in option)) == 2
+    assert inspect(monkeypatch, video, *(text for option in asked.items() for text in option)) == 2
     output = capfd.readouterr()
     (said,) = output.err.splitlines()
     assert line in said
@@ -239,7 +235,7 @@ def test_an_input_is_not_drawn_over(
 ) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes((clips / "still.jpg").read_bytes())
-    assert tubelet(monkeypatch, photo, "--model", "clip", "--output", photo) == 2
+    assert inspect(monkeypatch, photo, "--model", "clip", "--output", photo) == 2
     assert "this is the input" in capfd.readouterr().err
     assert photo.read_bytes() == (clips / "still.jpg").read_bytes()
 
@@ -248,7 +244,7 @@ def test_an_image_needs_an_image_plan(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     monkeypatch.setattr("models.plan", lambda *_, **__: dense(CANVAS, (2, 16, 16)))
-    assert tubelet(monkeypatch, clips / "still.jpg", "--model", "vivit", "--output", tmp_path / "x.png") == 2
+    assert inspect(monkeypatch, clips / "still.jpg", "--model", "vivit", "--output", tmp_path / "x.png") == 2
     assert "--model = 'vivit': it has no plan for images" in capfd.readouterr().err
 
 

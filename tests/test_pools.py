@@ -26,26 +26,27 @@ def plan_of(folder: Path, units: int) -> Location:
 
 # Within functions, so that workers get them by value: they cannot import this file.
 def stages() -> tuple[type, type]:
-    class Make:
-        """A unit of a megabyte, and a note that it was made."""
+    class Work:
+        """Takes its time for a unit, and leaves a note of it."""
 
         def __init__(self, folder: str, seconds: float):
             self.folder, self.seconds = Path(folder), seconds
 
-        def __call__(self, units: pa.Table) -> pa.Table:
+        def work(self, units: pa.Table, note: str) -> None:
             assert units.num_rows == 1
             time.sleep(self.seconds)
-            (self.folder / f"made-{units['unit'][0]}").touch()
+            (self.folder / f"{note}-{units['unit'][0]}").touch()
+
+    class Make(Work):
+        """Makes a megabyte of a unit."""
+
+        def __call__(self, units: pa.Table) -> pa.Table:
+            self.work(units, "made")
             return units.append_column("data", pa.array([bytes(1 << 20)], pa.large_binary()))
 
-    class Finish:
-        def __init__(self, folder: str, seconds: float):
-            self.folder, self.seconds = Path(folder), seconds
-
+    class Finish(Work):
         def __call__(self, units: pa.Table) -> pa.Table:
-            assert units.num_rows == 1
-            time.sleep(self.seconds)
-            (self.folder / f"finished-{units['unit'][0]}").touch()
+            self.work(units, "finished")
             return pa.table({"receipt": [Receipt(units["unit"][0].as_py()).to_json()]})
 
     return Make, Finish

@@ -23,7 +23,8 @@ from pipeline.parts import live_failures
 from pipeline.storage import version_of
 from pipeline.units import REDOES, units_of
 
-Span = tuple[str, float | None, float | None]
+SPAN = ("uri", "start_seconds", "end_seconds")
+Span = tuple[str, float | None, float | None]  # an input's values in these columns
 
 
 @dataclass
@@ -88,18 +89,15 @@ def retry(run: Run, spec: ShardSpec | EmbedSpec, plan: FrozenPlan, durations: Du
             redo.items.add((row["unit"], row["item"]))
     redo.items = {(unit, item) for unit, item in redo.items if unit not in redo.units}
 
-    def listed_now(span: Span) -> str | None:
+    def version_now(span: Span) -> str | None:
         try:
             return version_of(open_input(plan.root, span[0]), spec.input.identity)
         except (OSError, pa.ArrowException):
             return None
 
-    tables = _redone(run, spec, plan, redo, void, durations, listed_now)
+    tables = _redone(run, spec, plan, redo, void, durations, version_now)
     generations.write(run, plan.generations, tables, plan.generations[0].settings)
     return len(redo.items) + len(redo.units)
-
-
-SPAN = ("uri", "start_seconds", "end_seconds")
 
 
 def _known(run: Run, plan: FrozenPlan) -> Keys:

@@ -41,9 +41,7 @@ class Receipt:
     failures: int = 0
     decode_seconds: float = 0.0  # wall time inside the decoder, and inside the model
     model_seconds: float = 0.0
-    batch_views: int | None = (
-        None  # of the model in the end: less than was asked for if a GPU's memory ran out
-    )
+    batch_views: int | None = None  # of the model in the end: fewer than asked for if a GPU's memory ran out
     files: list[File] = field(default_factory=list)
 
     def to_json(self) -> str:

@@ -12,7 +12,7 @@ Reason = Literal[
     "corrupt",  # breaks in mid-decode
     "too_large",  # more pixels, bytes or seconds than the limits allow
     "timeout",  # took longer than the limits allow
-    "changed",  # no longer the file that was listed: its size or modification time differ
+    "changed",  # no longer the file that was listed, by its size and modification time or by its content
     "too_short",  # fewer frames than the sampling asks for, and the end policy is "drop"
     "crashed",  # took its decoder process down, every time
     "out_of_memory",  # needed more of it than its worker could have

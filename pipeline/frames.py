@@ -236,7 +236,7 @@ class Video:
             yield Shot(pending.popleft(), None, True)
 
     def _require_landing(self, packet: av.Packet, run: _Run) -> None:
-        """Whether a seek has led to a key frame at or before the first frame that is wanted."""
+        """Raise _LandedElsewhereError unless a seek has led to a key frame at or before what is wanted."""
         assert run.key is not None
         exact = run.key >= 0 and packet.pts == self._keys[run.key]
         early = packet.pts is not None and packet.pts <= self.timeline.pts[run.positions[0]]

@@ -115,9 +115,8 @@ def live_failures(run: Run, units: Collection[int], void: Void) -> pa.Table:
     """The failures of some units that still hold, from the units' own files and from such as were joined."""
     left = set(units)
     tables = [FAILURES.empty_table()]
-    for name in sorted(
-        _names(run, "failures"), key=lambda name: ("/part-" in name, name)
-    ):  # units' own first
+    own_first = sorted(_names(run, "failures"), key=lambda name: ("/part-" in name, name))
+    for name in own_first:
         table = _read(run.place / name)
         table = table.filter(pa.array([unit in left for unit in table["unit"].to_pylist()], pa.bool_()))
         left.difference_update(table["unit"].to_pylist())

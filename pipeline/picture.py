@@ -23,8 +23,7 @@ SCALERS: dict[Filter, str] = {
     "bilinear": "bilinear",
     "bicubic": "bicubic:param0=0:param1=0.5",
 }
-# What the decoder calls a grid of numbers that says how the picture is to be turned; 16.16 fixed point.
-MATRIX_WORDS = 9
+MATRIX_WORDS = 9  # of a display matrix, which says how a picture is to be turned
 EXIF = 31  # AV_FRAME_DATA_EXIF
 
 

@@ -91,7 +91,7 @@ def test_plan_estimates_windows_from_headers(spec: Path, monkeypatch: pytest.Mon
     assert "estimate from the headers of" in " ".join(capfd.readouterr().out.split())
 
 
-def test_models_lists_every_model(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_a_model_is_described_and_a_misspelt_one_is_guessed(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     assert tubelet(monkeypatch, "models", "tubevit-b16", "--json") == 0
     (summary,) = json.loads(capfd.readouterr().out)
     assert (summary["tokens"], summary["bytes_per_clip"]) == (539, 583_296)

@@ -61,7 +61,7 @@ class Block(Layer):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final LN: (B, L, D) -> (B, L, D)."""
+    """A stack of blocks and a final LN: (B, L, D) -> (B, L, D), or what shape the blocks take."""
 
     def __init__(
         self,
@@ -72,10 +72,11 @@ class Encoder(nn.Module):
         *,
         eps: float = 1e-6,
         activation: Activation = "gelu",
+        block: type[Block] = Block,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_dim, eps=eps, activation=activation) for _ in range(layers)
+            block(dim, heads, mlp_dim, eps=eps, activation=activation) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim, eps=eps)
 
@@ -95,8 +96,7 @@ class SelfAttention(nn.Module):
         self.out = linear(dim, dim)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        q, k, v = (split(part, self.heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
-        return self.out(merge(functional.scaled_dot_product_attention(q, k, v)))
+        return self.out(attend(self.qkv(x_BLD), self.heads))
 
 
 class CrossAttention(nn.Module):
@@ -148,6 +148,12 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def attend(qkv_BLD: Tensor, heads: int) -> Tensor:
+    """softmax(q k / sqrt(E)) v of joined queries, keys and values: (B, L, 3 D) -> (B, L, D)."""
+    q, k, v = (split(part, heads) for part in qkv_BLD.chunk(3, dim=-1))
+    return merge(functional.scaled_dot_product_attention(q, k, v))
 
 
 def split(x_BLD: Tensor, heads: int) -> Tensor:

@@ -92,6 +92,14 @@ def test_first_cross_entropy_is_that_of_a_guess():
     assert abs(loss - math.log(400)) < 0.2
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_positions_are_small_at_first(variant):
+    tables = [p for name, p in vivit(variant).named_parameters() if "positional" in name]
+    assert len(tables) == (2 if variant == "factorised_encoder" else 1)
+    for table in tables:
+        assert table.detach().std() == pytest.approx(0.02, rel=0.25)
+
+
 # Parity
 
 
@@ -348,9 +356,11 @@ def test_zero_attention_over_time_is_a_spatial_vit(kernels):
         torch.testing.assert_close(model.embed(tubes), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_over_time_learns_behind_its_zero_projection():
+@pytest.mark.parametrize("from_image", [False, True])
+def test_attention_over_time_learns_behind_its_zero_projection(from_image):
     model = vivit("factorised_self_attention", num_classes=5).train()
-    inflate(model, image_state(), "central")
+    if from_image:
+        inflate(model, image_state(), "central")
     names = [
         f"encoder.blocks.{i}.attention_time.{part}.weight" for i in range(LAYERS) for part in ("qkv", "out")
     ]

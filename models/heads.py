@@ -15,7 +15,7 @@ def classifier(dim: int, num_classes: int | None) -> nn.Linear | None:
     return head
 
 
-def classify(head: nn.Linear | None, z_BD: Tensor) -> Tensor:
+def classify(head: nn.Module | None, z_BD: Tensor) -> Tensor:
     """float32 logits (B, num_classes); ValueError if the model was made without a head."""
     if head is None:
         raise ValueError("model.num_classes = None: a model without a head gives no logits; set num_classes")

@@ -25,7 +25,7 @@ class Model(nn.Module):
         self.image_plan = image_plan
         self.dim = dim
         self.config: ModelConfig | None = None
-        self.head = classifier(dim, num_classes)
+        self.head: nn.Module | None = classifier(dim, num_classes)
 
     @property
     def plans(self) -> list[Plan]:

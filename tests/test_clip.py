@@ -12,7 +12,7 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
 from torch import Tensor, nn
 
 import models
-from models import clip_weights, plans, towers
+from models import clip_layouts, clip_weights, plans, towers
 from models.clip import Clip
 from models.towers import Tower, tower
 from models.weights import fit
@@ -46,7 +46,7 @@ def normalised(frames_BFHWC: np.ndarray, mean=MEAN, std=STD) -> Tensor:
 
 def ours(image_tower: Tower, theirs: nn.Module, plan: Plan) -> Clip:
     clip = Clip(plan, image_tower)
-    state = clip_weights.rename(theirs.state_dict(), image_tower, "test")
+    state = clip_layouts.image(theirs.state_dict(), image_tower, "test")
     fit(clip.state_dict(), state, "test")
     clip.load_state_dict(state)
     return clip
@@ -168,7 +168,7 @@ def test_every_plain_arch_fits():
         with torch.device("meta"):
             theirs: Any = _build_vision_tower(configs[arch]["embed_dim"], configs[arch]["vision_cfg"], False)
             clip = Clip(clip_plan(1, (64, 64), image_tower.patch, every=1), image_tower)
-        fit(clip.state_dict(), clip_weights.rename(theirs.state_dict(), image_tower, arch), arch)
+        fit(clip.state_dict(), clip_layouts.image(theirs.state_dict(), image_tower, arch), arch)
         assert image_tower.heads == theirs.transformer.resblocks[0].attn.num_heads
 
 

@@ -137,7 +137,7 @@ def _tokenizer(text_cfg: dict[str, Any], source: str) -> Callable[[list[str]], T
         except Exception as error:  # whatever transformers and its downloader raise
             raise ValueError(
                 f"{source}: its tokenizer {name!r} comes from Hugging Face and could not be fetched "
-                f"({clip_weights.first_line(error)}); run this once where the hub can be reached, to fill the cache"
+                f"({clip_weights.first_line(error)}); run it once where the hub is in reach"
             ) from error
     tokenizer = SimpleTokenizer(**options)
     if text_cfg.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:

@@ -1,6 +1,9 @@
-"""Our CLIP tower against open_clip's, on the same uint8 frames. B clips, F frames, H x W pixels."""
+"""Our CLIP tower against open_clip's, on the same uint8 frames."""
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,40 +11,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from clip_samples import clip_plan, normalised, patches, random_frames
 from open_clip.model import CLIPVisionCfg, _build_vision_tower, resize_pos_embed
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 import models
-from models import clip_layouts, clip_weights, plans, towers
+from models import clip_layouts, clip_weights, towers
 from models.clip import Clip
 from models.towers import Tower, tower
 from models.weights import fit
 from pipeline.plan import Plan
-
-MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-
-
-def clip_plan(frames: int, size: tuple[int, int], patch: int, every: int) -> Plan:
-    return plans.clip(plans.canvas(frames, size, "area"), patch, every)
-
-
-def random_frames(batch: int, frames: int, size: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (batch, frames, *size, 3), dtype=np.uint8)
-
-
-def patches(frames_BFHWC: np.ndarray, plan: Plan) -> dict[str, Tensor]:
-    """The one tube of a CLIP plan, by a reshape: patches lie side by side."""
-    (tube,) = plan.tubes
-    _, p, _ = tube.kernel
-    n_t, rows, columns = tube.grid
-    kept = frames_BFHWC[:, tube.origins[0], : rows * p, : columns * p]
-    grid = kept.reshape(len(kept), n_t, rows, p, columns, p, 3).transpose(0, 1, 2, 4, 3, 5, 6)
-    return {tube.name: torch.from_numpy(np.ascontiguousarray(grid[:, :, :, :, None]))}
-
-
-def normalised(frames_BFHWC: np.ndarray, mean=MEAN, std=STD) -> Tensor:
-    x = (torch.from_numpy(frames_BFHWC).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
-    return x.permute(0, 1, 4, 2, 3).flatten(0, 1)
 
 
 def ours(image_tower: Tower, theirs: nn.Module, plan: Plan) -> Clip:
@@ -158,7 +138,7 @@ def test_other_pixel_statistics_are_converted(size):
         assert (clip.embed(patches(frames, plan)) - expected).abs().max() < 1e-4
 
 
-def test_every_plain_arch_fits():
+def test_every_supported_arch_fits():
     archs = towers.supported()
     assert {"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14-CLIPA", "ViT-bigG-14"} <= set(archs)
     configs: dict[str, Any] = {arch: open_clip.get_model_config(arch) for arch in archs}
@@ -169,13 +149,150 @@ def test_every_plain_arch_fits():
             theirs: Any = _build_vision_tower(configs[arch]["embed_dim"], configs[arch]["vision_cfg"], False)
             clip = Clip(clip_plan(1, (64, 64), image_tower.patch, every=1), image_tower)
         fit(clip.state_dict(), clip_layouts.image(theirs.state_dict(), image_tower, arch), arch)
-        assert image_tower.heads == theirs.transformer.resblocks[0].attn.num_heads
+        assert parameters(clip) == parameters(theirs), arch
+        if image_tower.pool != "map":
+            assert image_tower.heads == theirs.transformer.resblocks[0].attn.num_heads, arch
 
 
-@pytest.mark.parametrize("arch", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "MobileCLIP-B", "ViTamin-S"])
-def test_towers_that_are_no_plain_vit_are_refused(arch):
-    with pytest.raises(ValueError, match=rf"model\.clip\.arch = '{arch}': unsupported image tower \(it has"):
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "count"),
+    [
+        ("ViT-B-32", 87_849_216),
+        ("ViT-B-16", 86_192_640),
+        ("ViT-L-14", 303_966_208),
+        ("ViT-H-14", 632_076_800),
+    ],
+)
+def test_parameter_counts(arch, count):
+    with torch.device("meta"):
+        assert parameters(Clip(clip_plan(1, (64, 64), tower(arch).patch, every=1), tower(arch))) == count
+
+
+@pytest.mark.parametrize(
+    ("arch", "what"),
+    [
+        ("RN50", "layers = [3, 4, 6, 3]"),
+        ("coca_ViT-B-32", "attentional_pool"),
+        ("MobileCLIP-B", "timm_model_name = vit_base_mci_224"),
+        ("ViTamin-S", "timm_model_name = vitamin_small_224"),
+        ("PE-Core-B-16", "timm_model_name = vit_pe_core_base_patch16_224"),
+        ("EVA02-B-16", "timm_model_name = eva02_base_patch16_clip_224"),
+    ],
+)
+def test_other_towers_are_refused(arch, what):
+    start = f"model.clip.arch = '{arch}': unsupported image tower (it has "
+    with pytest.raises(ValueError, match=re.escape(start)) as caught:
         tower(arch)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_arch_is_a_tower_or_refused_in_a_line():
+    for arch in set(open_clip.list_models()) - set(towers.supported()):
+        with pytest.raises(
+            ValueError, match=r"^model\.clip\.arch = '.*': unsupported image tower \(it has .+\); .+$"
+        ):
+            tower(arch)
+
+
+SMALL = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 3, "head_width": 16}
+
+
+def write(path: Path, config: object) -> str:
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def test_a_tower_from_a_file(tmp_path):
+    vision = {**SMALL, "ls_init_value": 0.5, "pool_type": "avg"}
+    arch = write(tmp_path / "small.json", {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision})
+    theirs, expected = small(quick_gelu=True, ls_init_value=0.5, pool_type="avg")
+    assert tower(arch) == replace(expected, arch=arch)
+    weights = tmp_path / "small.safetensors"
+    save_file({f"visual.{name}": tensor for name, tensor in theirs.state_dict().items()}, weights)
+    clip = models.ClipConfig(arch=arch, pretrained=str(weights), every=1)
+    models.check("clip", frames=2, size=(64, 64), clip=clip)
+    model = models.create("clip", frames=2, size=(64, 64), clip=clip)
+    frames = random_frames(1, 2, (64, 64))
+    with torch.no_grad():
+        got = model.embed(patches(frames, model.plan))
+        assert (got - theirs(normalised(frames)).mean(0)).abs().max() < 1e-4
+
+
+def test_a_file_from_the_hub_states_its_pixels(tmp_path):
+    theirs, _ = small()
+    mean, std = (0.5, 0.4, 0.6), (0.5, 0.2, 0.3)
+    config = {
+        "model_cfg": {"embed_dim": 24, "vision_cfg": SMALL},
+        "preprocess_cfg": {"mean": mean, "std": std},
+    }
+    arch = write(tmp_path / "open_clip_config.json", config)
+    save_file(
+        {f"visual.{n}": tensor for n, tensor in theirs.state_dict().items()}, tmp_path / "s.safetensors"
+    )
+    clip = models.ClipConfig(arch=arch, pretrained=str(tmp_path / "s.safetensors"), every=1)
+    model = models.create("clip", frames=1, size=(64, 64), clip=clip)
+    frames = random_frames(1, 1, (64, 64))
+    with torch.no_grad():
+        got = model.embed(patches(frames, model.plan))
+        assert (got - theirs(normalised(frames, mean, std))).abs().max() < 1e-4
+    config["preprocess_cfg"] = {"mean": 0.5, "std": std}
+    with pytest.raises(
+        ValueError, match=r"open_clip_config\.json': mean and std in preprocess_cfg must be three"
+    ):
+        tower(write(tmp_path / "open_clip_config.json", config))
+
+
+def test_an_edited_file_is_read_again(tmp_path):
+    arch = write(tmp_path / "small.json", {"embed_dim": 24, "vision_cfg": SMALL})
+    assert tower(arch).layers == 3
+    write(tmp_path / "small.json", {"embed_dim": 24, "vision_cfg": {**SMALL, "layers": 2}})
+    assert tower(arch).layers == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "cannot be read (No such file or directory); give an open_clip config file"),
+        ("{", "not JSON ("),
+        ("\x80", "not JSON ("),
+        ("[]", "it has no vision_cfg"),
+        ('{"embed_dim": 24}', "it has no vision_cfg"),
+        (json.dumps({"vision_cfg": SMALL}), "it has embed_dim = None"),
+        (json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "width": 32.5}}), "it has width = 32.5"),
+        (json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "layers": 0}}), "it has layers = 0"),
+        (
+            json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "head_width": 5}}),
+            "width = 32 but head_width = 5",
+        ),
+        (json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "mlp_ratio": "4"}}), "it has mlp_ratio = 4"),
+        (
+            json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "image_size": 8}}),
+            "image_size = 8 but patch_size = 16",
+        ),
+        (json.dumps({"embed_dim": 24, "vision_cfg": {**SMALL, "rope": True}}), "it has rope"),
+    ],
+)
+def test_bad_tower_files(tmp_path, content, what):
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(f"model.clip.arch = '{path}': ")) as caught:
+        tower(str(path))
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tower_file_has_no_tags(tmp_path):
+    arch = write(tmp_path / "small.json", {"embed_dim": 24, "vision_cfg": SMALL})
+    with pytest.raises(
+        ValueError, match=r"pretrained = 'openai': neither a file nor .*, or give a local file"
+    ):
+        models.check("clip", clip=models.ClipConfig(arch=arch, pretrained="openai"))
 
 
 def test_frozen_and_always_in_eval():

@@ -1,0 +1,129 @@
+"""A small CLIP-shaped image tower that knows digits: what the models with a frozen tower are given.
+
+    python -m benchmarks.digits_tower FOLDER [--spec benchmarks/specs/digits_tower.yaml]
+
+open_clip builds the tower; it learns on still digits of the training samples. A linear layer on its embedding
+has to tell which digit there is, and where, how turned and how large, each to a few bins of its phase.
+FOLDER/digits_tower.safetensors holds it as open_clip names it ("visual.*"). Takes minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import yaml
+from pydantic import PositiveFloat, PositiveInt
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import digits
+from models import clip_weights
+from models.clip import Clip
+from models.config import ClipConfig
+from models.tokenizer import MEAN, STD
+from models.towers import Tower
+from pipeline.plan import Frozen, Plan
+
+SPEC = Path(__file__).parent / "specs" / "digits_tower.yaml"
+# What is asked of an embedding, and how many answers there are.
+QUESTIONS = {"digit": 10, "across": 8, "down": 8, "turn": 8, "zoom": 4}
+
+
+class Spec(Frozen):
+    """How a tower is made; the same spec on the same machine makes the same one."""
+
+    arch: str
+    seed: int
+    steps: PositiveInt
+    batch: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: PositiveFloat
+
+
+def load(path: Path = SPEC) -> Spec:
+    return Spec.model_validate_json(json.dumps(yaml.safe_load(path.read_text())))
+
+
+def stills(first: int, count: int, split: digits.Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (count, 64, 64, 3) and int64 (count, questions): still digits and what is to be said of them."""
+    scenes = [digits.draw(number, split, seed, still=True) for number in range(first, first + count)]
+    bins = np.array(list(QUESTIONS.values())[1:])
+    answers = [[scene.digit, *(scene.phases_TA[0] * bins).astype(np.int64)] for scene in scenes]
+    return np.concatenate([digits.paint(scene) for scene in scenes]), np.array(answers, dtype=np.int64)
+
+
+class Examinee(nn.Module):
+    """open_clip's image tower, and one linear layer that answers all questions."""
+
+    def __init__(self, arch: Path) -> None:
+        super().__init__()
+        open_clip.add_model_config(arch)
+        self.visual = open_clip.create_model(arch.stem).visual
+        self.answer = nn.Linear(self.visual.output_dim, sum(QUESTIONS.values()))
+
+    def forward(self, pictures: np.ndarray) -> list[Tensor]:
+        """uint8 (B, H, W, 3) -> logits of each question."""
+        x_BHWC = (torch.from_numpy(pictures).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        return list(self.answer(self.visual(x_BHWC.movedim(-1, 1))).split(list(QUESTIONS.values()), dim=1))
+
+
+def train(spec: Spec, say: Console) -> Examinee:
+    torch.manual_seed(spec.seed)
+    model = Examinee(Path(spec.arch))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+    )
+    warm = spec.steps // 10
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * k / spec.steps))
+    )
+    begun = time.monotonic()
+    for step in range(spec.steps):
+        pictures, answers = stills(step * spec.batch, spec.batch, "train", spec.seed)
+        logits = model(pictures)
+        loss = sum(functional.cross_entropy(x, torch.from_numpy(y)) for x, y in zip(logits, answers.T, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 249:
+            say.print(f"step {step + 1}: loss {loss.item():.2f}, {time.monotonic() - begun:.0f} s")
+    return model.eval()
+
+
+def examine(model: Examinee, seed: int, count: int = 2000) -> dict[str, float]:
+    """The share of right answers on held-out digits."""
+    pictures, answers = stills(0, count, "held-out", seed)
+    with torch.inference_mode():
+        logits = model(pictures)
+    return {
+        name: (x.argmax(1).numpy() == y).mean()
+        for name, x, y in zip(QUESTIONS, logits, answers.T, strict=True)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--spec", type=Path, default=SPEC)
+    arguments = parser.parse_args()
+    spec, say = load(arguments.spec), Console()
+    model = train(spec, say)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"visual.{name}": x.contiguous() for name, x in model.visual.state_dict().items()}, arguments.folder / "digits_tower.safetensors")
+    for name, share in examine(model, spec.seed).items():
+        say.print(f"{name}: {share:.1%} of held-out digits right (chance {1 / QUESTIONS[name]:.1%})")
+
+
+if __name__ == "__main__":
+    main()

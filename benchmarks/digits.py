@@ -68,9 +68,9 @@ class Scene:
     digit: int
     sample: int  # which one of scikit-learn's
     motion: str | None
-    phases_TA: np.ndarray  # float64 in [0, 1)
+    phases: np.ndarray  # float64 (T, A) in [0, 1)
     ink: np.ndarray  # float64 (3,), 0..255: the colour of the digit
-    paper_HW3: np.ndarray  # float64, 0..255: what is behind it
+    paper: np.ndarray  # float64 (H, W, 3), 0..255: what is behind it
 
 
 @lru_cache
@@ -100,22 +100,22 @@ def draw(number: int, split: Split, seed: int, *, still: bool = False) -> Scene:
         digit=digit,
         sample=int(rng.choice(samples()[1][split][digit])),
         motion=motion,
-        phases_TA=phases_TA % 1,
+        phases=phases_TA % 1,
         ink=ink,
-        paper_HW3=paper + grain,
+        paper=paper + grain,
     )
 
 
 def paint(scene: Scene) -> np.ndarray:
     """uint8 (T, H, W, 3)."""
     ink_THW1 = coverage(scene)[..., None]
-    pictures = scene.paper_HW3 * (1 - ink_THW1) + scene.ink * ink_THW1
+    pictures = scene.paper * (1 - ink_THW1) + scene.ink * ink_THW1
     return pictures.round().clip(0, 255).astype(np.uint8)
 
 
 def coverage(scene: Scene) -> np.ndarray:
     """float64 (T, H, W) in [0, 1]: how much of each pixel is ink."""
-    across, down, turn, zoom = scene.phases_TA.T[:, :, None, None]
+    across, down, turn, zoom = scene.phases.T[:, :, None, None]
     pixel = np.arange(SIZE_PX) + 0.5
     # From the digit's middle, the nearer way around the torus.
     x_THW = (pixel - across * SIZE_PX + SIZE_PX / 2) % SIZE_PX - SIZE_PX / 2
@@ -146,27 +146,38 @@ def write(folder: Path, clips: int, seed: int, images: int = 0) -> None:
         if not count:
             continue
         (folder / kind).mkdir(parents=True, exist_ok=True)
+        held_out, still = count // HELD_OUT, kind == "images"
+        counts: dict[Split, int] = {"train": count - held_out, "held-out": held_out}
+        rows = [
+            _save(folder, f"{kind}/{split}_{number:05d}", split, draw(number, split, seed, still=still))
+            for split, some in counts.items()
+            for number in range(some)
+        ]
+        # Last: a folder with a list is complete.
         with (folder / f"{kind}.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["uri", "labels", "split", "caption", "digit", "sample"])
-            for split in SPLITS:
-                for number in range(count // HELD_OUT if split == "held-out" else count - count // HELD_OUT):
-                    scene = draw(number, split, seed, still=kind == "images")
-                    name = f"{kind}/{split}_{number:05d}"
-                    if scene.motion is None:
-                        uri, label, caption = f"{name}.png", str(scene.digit), f"a handwritten {scene.digit}"
-                        Image.fromarray(paint(scene)[0]).save(folder / uri)
-                    else:
-                        uri, label, caption = f"{name}.mp4", scene.motion, _caption(scene)
-                        _encode(folder / uri, paint(scene))
-                    rows.writerow([uri, label, split, caption, scene.digit, scene.sample])
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
 
 
-def _caption(scene: Scene) -> str:
-    verb = {"across": "moves", "down": "moves", "turn": "turns", "zoom": ""}[MOTIONS[scene.motion or ""][0]]
-    if verb:
-        return f"a handwritten {scene.digit} that {verb} {scene.motion}"
-    return f"a handwritten {scene.digit} that {scene.motion}s"
+def _save(folder: Path, name: str, split: Split, scene: Scene) -> dict[str, str | int]:
+    """Write a scene's file; its row in the list."""
+    pictures_THW3 = paint(scene)
+    if scene.motion is None:
+        uri, label, caption = f"{name}.png", str(scene.digit), f"a handwritten {scene.digit}"
+        Image.fromarray(pictures_THW3[0]).save(folder / uri)
+    else:
+        uri, label, caption = f"{name}.mp4", scene.motion, _caption(scene.digit, scene.motion)
+        _encode(folder / uri, pictures_THW3)
+    return {
+        "uri": uri, "labels": label, "split": split, "caption": caption,
+        "digit": scene.digit, "sample": scene.sample,
+    }  # fmt: skip
+
+
+def _caption(digit: int, motion: str) -> str:
+    does = {"across": f"moves {motion}", "down": f"moves {motion}", "turn": f"turns {motion}"}
+    return f"a handwritten {digit} that {does.get(MOTIONS[motion][0], f'{motion}s')}"
 
 
 def _encode(path: Path, pictures_THW3: np.ndarray) -> None:

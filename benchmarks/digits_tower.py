@@ -21,16 +21,16 @@ import torch
 import yaml
 from pydantic import PositiveFloat, PositiveInt
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import digits
 from models import clip_weights
 from models.clip import Clip
-from models.config import ClipConfig
 from models.tokenizer import MEAN, STD
 from models.towers import Tower
+from models.weights import HEAD, fit
 from pipeline.plan import Frozen, Plan
 
 SPEC = Path(__file__).parent / "specs" / "digits_tower.yaml"
@@ -57,7 +57,7 @@ def stills(first: int, count: int, split: digits.Split, seed: int) -> tuple[np.n
     """uint8 (count, 64, 64, 3) and int64 (count, questions): still digits and what is to be said of them."""
     scenes = [digits.draw(number, split, seed, still=True) for number in range(first, first + count)]
     bins = np.array(list(QUESTIONS.values())[1:])
-    answers = [[scene.digit, *(scene.phases_TA[0] * bins).astype(np.int64)] for scene in scenes]
+    answers = [[scene.digit, *(scene.phases[0] * bins).astype(np.int64)] for scene in scenes]
     return np.concatenate([digits.paint(scene) for scene in scenes]), np.array(answers, dtype=np.int64)
 
 
@@ -79,18 +79,17 @@ class Examinee(nn.Module):
 def train(spec: Spec, say: Console) -> Examinee:
     torch.manual_seed(spec.seed)
     model = Examinee(Path(spec.arch))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     warm = spec.steps // 10
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * k / spec.steps))
     )
     begun = time.monotonic()
     for step in range(spec.steps):
-        pictures, answers = stills(step * spec.batch, spec.batch, "train", spec.seed)
-        logits = model(pictures)
-        loss = sum(functional.cross_entropy(x, torch.from_numpy(y)) for x, y in zip(logits, answers.T, strict=True))
+        pictures, wanted = stills(step * spec.batch, spec.batch, "train", spec.seed)
+        logits, answers = model(pictures), torch.from_numpy(wanted)
+        losses = [functional.cross_entropy(x, y) for x, y in zip(logits, answers.T, strict=True)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -112,17 +111,59 @@ def examine(model: Examinee, seed: int, count: int = 2000) -> dict[str, float]:
     }
 
 
+def weights(folder: Path, spec: Spec | None = None) -> Path:
+    """The file of the tower's weights; it is made if it is not there."""
+    path = folder / "digits_tower.safetensors"
+    if path.is_file():
+        return path
+    spec, say = spec or load(), Console()
+    model = train(spec, say)
+    for name, share in examine(model, spec.seed).items():
+        say.print(f"{name}: {share:.1%} of held-out digits right (chance {1 / QUESTIONS[name]:.1%})")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"visual.{name}": x.contiguous() for name, x in model.visual.state_dict().items()}, path)
+    return path
+
+
+def frozen(folder: Path, plan: Plan, num_classes: int | None = None) -> Clip:
+    """The trained tower on a plan of its patches."""
+    path, image_tower = weights(folder), tower(Path(load().arch))
+    clip = Clip(plan, image_tower, num_classes=num_classes)
+    state = clip_weights.rename(load_file(path), image_tower, str(path))
+    fit({name: x for name, x in clip.state_dict().items() if not name.startswith(HEAD)}, state, str(path))
+    clip.load_state_dict(state, strict=False)
+    return clip
+
+
+def tower(arch: Path) -> Tower:
+    """What an open_clip config file says of its image tower, where it leaves the rest at its default."""
+    config = json.loads(arch.read_text())
+    vision = config["vision_cfg"]
+    return Tower(
+        arch=str(arch),
+        image_size=vision["image_size"],
+        patch=vision["patch_size"],
+        width=vision["width"],
+        layers=vision["layers"],
+        heads=vision["width"] // vision["head_width"],
+        mlp_dim=4 * vision["width"],
+        embed_dim=config["embed_dim"],
+        activation="gelu",
+        layer_scale=None,
+        norm_pre=True,
+        pool="tok",
+        pool_then_norm=False,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--spec", type=Path, default=SPEC)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    spec, say = load(arguments.spec), Console()
-    model = train(spec, say)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    save_file({f"visual.{name}": x.contiguous() for name, x in model.visual.state_dict().items()}, arguments.folder / "digits_tower.safetensors")
-    for name, share in examine(model, spec.seed).items():
-        say.print(f"{name}: {share:.1%} of held-out digits right (chance {1 / QUESTIONS[name]:.1%})")
+    torch.set_num_threads(arguments.threads)
+    Console().print(weights(arguments.folder, load(arguments.spec)))
 
 
 if __name__ == "__main__":

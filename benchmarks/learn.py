@@ -1,10 +1,10 @@
-"""Do the models learn to see motion? Each is trained from scratch on moving digits, and tested on held-out ones.
+"""Do the models learn to see motion? Each is trained on moving digits and tested on held-out ones.
 
-    python -m benchmarks.learn [--model NAME ...] [--clips 5000] [--epochs 20] [--minutes 10] [--folder runs/digits]
+    python -m benchmarks.learn [--model NAME ...] [--clips 5000] [--epochs 20] [--minutes 10] [--folder DIR]
 
-Of `benchmarks.digits`: eight motions, no two of them told apart by one frame, nor by the mean of what is seen in
-several. Two controls say whether that holds: a network that is given one frame, and one that takes the mean of
-eight, trained end to end. They must stay near 1/8 and 1/2; a model of motion has no such ceiling.
+The classes are `benchmarks.digits`' eight motions. One frame tells nothing of them, and the mean of what is
+seen in several only half. Two controls say whether that holds: a network that is given one frame, and one
+that takes the mean of eight, trained end to end. They must stay near 1/8 and 1/2; a model of motion need not.
 
 Towers that stay frozen are `benchmarks.digits_tower`'s, trained on still digits. Videos and weights are
 made in the first run and kept in --folder.
@@ -13,6 +13,7 @@ made in the first run and kept in --folder.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import platform
@@ -29,13 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import digits
+from benchmarks.digits_tower import frozen
 from models import plans
-from models.tubevit import TubeViT
+from models.gated import Gated
+from models.model import Model
+from models.tubevit import TubeTrunk, TubeViT
 from pipeline.plan import Plan, Tube
 
 out = Console(width=140)
 CLASSES = len(digits.MOTIONS)
 CANVAS = plans.canvas(digits.FRAMES, (digits.SIZE_PX, digits.SIZE_PX), "area")
+TUBES = plans.tubevit(CANVAS)
+KEY_FRAMES = plans.clip(CANVAS, patch=16, every=4)
 
 Tubes = Mapping[str, np.ndarray]
 
@@ -44,8 +50,8 @@ Tubes = Mapping[str, np.ndarray]
 class Recipe:
     """AdamW with a linear warm-up and a cosine to zero; no weight decay on what is no matrix."""
 
-    epochs: int = 20
-    batch: int = 64
+    epochs: int = 15
+    batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warm_up: float = 0.1  # of all steps
@@ -53,49 +59,49 @@ class Recipe:
     minutes: float = math.inf  # after these it stops, wherever it is
 
 
-class Frames(nn.Module):
-    """A control: a convolutional network on each of `count` whole frames, the mean of what it says, a linear head.
+class Frames(Model):
+    """A control: a convolutional network on each of `count` whole frames, their mean, a linear head.
 
     It sees where things are (no pooling in space), so that it can tell all that one frame, or all of them
     without their order, has to say.
     """
 
     def __init__(self, count: int, dim: int = 128) -> None:
-        super().__init__()
         whole = (1, digits.SIZE_PX, digits.SIZE_PX)
         every = (digits.FRAMES // count, *whole[1:])
-        self.plan = Plan(tubes=(Tube(name="frame", kernel=whole, stride=every, canvas=CANVAS),))
-        widths = (3, 32, 64, 128, 128)
+        frame = Tube(name="frame", kernel=whole, stride=every, canvas=CANVAS)
+        super().__init__(Plan(tubes=(frame,)), None, dim, CLASSES)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.GroupNorm(8, outputs), nn.GELU()]
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(dim), nn.GELU(), nn.Linear(dim, dim))
-        self.head = nn.Linear(dim, CLASSES)
-        self.encoder(torch.zeros(1, 3, digits.SIZE_PX, digits.SIZE_PX))
+        for inputs, outputs, kernel, stride in ((3, 32, 7, 4), (32, 64, 3, 2), (64, 128, 3, 2)):
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+            layers += [convolution, nn.GroupNorm(8, outputs), nn.GELU()]
+        places = (digits.SIZE_PX // 16) ** 2
+        layers += [nn.Flatten(), nn.Linear(places * 128, dim), nn.GELU(), nn.Linear(dim, dim)]
+        self.encoder = nn.Sequential(*layers)
 
-    def forward(self, tubes: Mapping[str, Tensor]) -> Tensor:
+    def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
         frames_BFHWC = tubes["frame"].flatten(1, 4)
         x_bCHW = frames_BFHWC.flatten(0, 1).movedim(-1, 1).float() / 128 - 1
-        return self.head(self.encoder(x_bCHW).unflatten(0, (len(frames_BFHWC), -1)).mean(1))
+        return self.encoder(x_bCHW).unflatten(0, (len(frames_BFHWC), -1)).mean(1)
 
 
 # What is compared: a model, given the folder of the frozen towers' weights.
-CONTENDERS: dict[str, Callable[[Path], nn.Module]] = {
+CONTENDERS: dict[str, Callable[[Path], Model]] = {
     "one frame (control)": lambda folder: Frames(1),
     "mean of 8 frames (control)": lambda folder: Frames(8),
-    "tubevit": lambda folder: TubeViT(plans.tubevit(CANVAS), 96, 4, 4, num_classes=CLASSES),
+    "frozen CLIP, mean of 8": lambda folder: frozen(folder, KEY_FRAMES, CLASSES),
+    "tubevit": lambda folder: TubeViT(TUBES, 96, 4, 4, num_classes=CLASSES),
+    "gated": lambda folder: Gated(
+        TUBES.union(KEY_FRAMES),
+        frozen(folder, KEY_FRAMES),
+        TubeTrunk(TUBES, 96, 4, 4),
+        (1, 2, 3),
+        num_classes=CLASSES,
+    ),
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    train_accuracy: float
-    held_out_accuracy: float
-    seconds: float
-    epochs: int
-
-
-def fit(model: nn.Module, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: int, say: Callable) -> int:
+def fit(model: Model, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: int, say: Callable) -> int:
     """Train in place; how many epochs. `say` is told of each: its number, mean loss, accuracy as it went."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -113,9 +119,8 @@ def fit(model: nn.Module, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed
     for epoch in range(recipe.epochs):
         model.train()
         losses, hits = [], 0
-        for chosen in order.permutation(len(labels))[: steps // recipe.epochs * recipe.batch].reshape(
-            -1, recipe.batch
-        ):
+        shuffled = order.permutation(len(labels))[: len(labels) // recipe.batch * recipe.batch]
+        for chosen in shuffled.reshape(-1, recipe.batch):
             wanted = torch.from_numpy(labels[chosen])
             logits = model(take(tubes, chosen))
             loss = functional.cross_entropy(logits, wanted)
@@ -126,13 +131,13 @@ def fit(model: nn.Module, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed
             schedule.step()
             losses.append(loss.item())
             hits += int((logits.argmax(1) == wanted).sum())
-        say(epoch, sum(losses) / len(losses), hits / len(losses) / recipe.batch)
+        say(epoch, sum(losses) / len(losses), hits / len(shuffled))
         if time.monotonic() - begun > 60 * recipe.minutes:
             return epoch + 1
     return recipe.epochs
 
 
-def accuracy(model: nn.Module, tubes: Tubes, labels: np.ndarray, batch: int = 250) -> float:
+def accuracy(model: Model, tubes: Tubes, labels: np.ndarray, batch: int = 250) -> float:
     model.eval()
     with torch.inference_mode():
         parts = np.array_split(np.arange(len(labels)), math.ceil(len(labels) / batch))
@@ -143,3 +148,75 @@ def accuracy(model: nn.Module, tubes: Tubes, labels: np.ndarray, batch: int = 25
 def take(tubes: Tubes, chosen: np.ndarray) -> dict[str, Tensor]:
     """A batch of clips."""
     return {name: torch.from_numpy(x[chosen]) for name, x in tubes.items()}
+
+
+def data(folder: Path, clips: int, seed: int) -> Path:
+    """The folder of so many videos; they are made if they are not there."""
+    place = folder / f"{clips}_{seed}"
+    if not (place / "clips.csv").is_file():
+        out.print(f"writing {clips} videos to {place}")
+        digits.write(place, clips, seed)
+    return place
+
+
+def row(
+    name: str, model: nn.Module, splits: Mapping[digits.Split, tuple[Tubes, np.ndarray]], recipe: Recipe
+) -> list[str]:
+    """Train and test one contender: its line of the table."""
+    begun = time.monotonic()
+
+    def say(epoch: int, loss: float, accuracy: float) -> None:
+        seconds = time.monotonic() - begun
+        out.print(f"{name}: epoch {epoch + 1}, loss {loss:.3f}, {accuracy:.1%} right, {seconds:.0f} s")
+
+    train, held_out = splits["train"], splits["held-out"]
+    epochs = fit(model, *train, recipe, 0, say)
+    seconds = time.monotonic() - begun
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return [
+        name,
+        str(model.plan.tokens),
+        f"{sum(p.numel() for p in parameters):,}",
+        f"{trained:,}",
+        str(epochs),
+        f"{seconds:.0f}",
+        f"{accuracy(model, *train):.1%}",
+        f"{accuracy(model, *held_out):.1%}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--clips", type=int, default=5000, help="videos, a fifth of them held out")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, at most, for each")
+    parser.add_argument("--folder", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    recipe = Recipe(epochs=arguments.epochs, minutes=arguments.minutes)
+    place = data(arguments.folder, arguments.clips, arguments.seed)
+    models = {}
+    for name in arguments.model:
+        torch.manual_seed(arguments.seed)
+        models[name] = CONTENDERS[name](arguments.folder)
+    # Videos are decoded once, for all of them.
+    plan = functools.reduce(Plan.union, [model.plan for model in models.values()])
+    read = {split: digits.read(place, plan, split) for split in digits.SPLITS}
+    table = Table(title=f"motions of held-out digits, {arguments.clips} clips, fp32", title_justify="left")
+    for column in ("model", "tokens", "params", "trained", "epochs", "seconds", "train", "held-out"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, model in models.items():
+        splits = {split: (plan.take(tubes, model.plan), labels) for split, (tubes, labels) in read.items()}
+        torch.manual_seed(arguments.seed)
+        table.add_row(*row(name, model, splits, recipe))
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {arguments.threads} threads"
+    out.print(f"{time.strftime('%Y-%m-%d')}  {versions} of {os.cpu_count()} cores")
+    out.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ def test_a_clip_moves_as_its_label_says_and_no_other_way(motion: str) -> None:
     for number in range(MOTIONS.index(motion), 160, 8):
         scene = digits.draw(number, "train", 0)
         assert scene.motion == motion
-        steps_TA = (np.diff(scene.phases_TA, axis=0) + 0.5) % 1 - 0.5  # the nearer way around
+        steps_TA = (np.diff(scene.phases, axis=0) + 0.5) % 1 - 0.5  # the nearer way around
         assert (np.delete(steps_TA, k, axis=1) == 0).all()
         np.testing.assert_allclose(steps_TA[:, k], steps_TA[0, k])
         speeds.append(sign * steps_TA[0, k] * digits.FRAMES)
@@ -70,12 +70,10 @@ def test_a_clip_moves_as_its_label_says_and_no_other_way(motion: str) -> None:
 
 
 def seen(number: int) -> np.ndarray:
-    """What can be measured in one frame, (5,): centre across and down and orientation as angles, ink, colour."""
+    """What one frame shows, (5,): the centre across and down and the orientation as angles, ink, brightness."""
     scene = digits.draw(number, "train", 1)
     frame = np.random.default_rng(number).integers(digits.FRAMES)
-    alone = digits.Scene(
-        scene.digit, scene.sample, None, scene.phases_TA[[frame]], scene.ink, scene.paper_HW3
-    )
+    alone = digits.Scene(scene.digit, scene.sample, None, scene.phases[[frame]], scene.ink, scene.paper)
     ink = digits.coverage(alone)[0]
     around = np.exp(2j * np.pi * (np.arange(64) + 0.5) / 64)
     across, down = (np.angle((ink.sum(axis) * around).sum()) for axis in (0, 1))
@@ -101,7 +99,7 @@ def test_one_frame_is_distributed_alike_in_every_class() -> None:
 def test_phases_are_uniform_and_independent_at_any_frame() -> None:
     scenes = [digits.draw(number, "train", 2) for number in range(1600)]
     for frame in (0, digits.FRAMES - 1):
-        phases = np.array([scene.phases_TA[frame] for scene in scenes])
+        phases = np.array([scene.phases[frame] for scene in scenes])
         for k in range(8):
             for phase in phases[k::8].T:
                 assert stats.kstest(phase, "uniform").pvalue > 1e-4

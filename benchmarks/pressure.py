@@ -121,7 +121,7 @@ def embed_spec(corpus: Path, output: Path) -> dict[str, Any]:
 def pressure(folder: Path, units: int, bounded: bool) -> tuple[Pressure, int]:
     """(what was seen, units) of an embed job with a slow model on a corpus of about so many units."""
     spec = load(embed_spec(folder / f"corpus-{units}", folder / f"out-{units}-{bounded}"))
-    per_video = spec.model.plan(spec.sampling).bytes_per_clip * 12
+    per_video = spec.model.plans(spec.sampling)["video"].bytes_per_clip * 12
     if not (folder / f"corpus-{units}").exists():
         make_videos(folder / f"corpus-{units}", units * (UNIT_BYTES // per_video))
     with slow_model(bounded):

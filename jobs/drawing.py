@@ -61,13 +61,16 @@ def inspect(
     if sampling.frames > MOST_FRAMES or sampling.frames * size[0] * size[1] > MOST_PIXELS:
         most = f"draw at most {MOST_FRAMES} frames, of {MOST_PIXELS:,} pixels together"
         raise SpecError("--frames", sampling.frames, f"too many of {size[0]}x{size[1]}; {most}")
+    options: models.Options = {"frames": sampling.frames, "size": size, "filter": sampling.filter}
     try:
-        plan = models.plan(model, frames=sampling.frames, size=size, filter=sampling.filter)
+        plan, image_plan = models.plan(model, **options), models.image_plan(model, **options)
     except ValueError as error:
         raise SpecListError([f"--{str(error).replace('model.name', 'model', 1)}"]) from None
     if suffix_of(video) in IMAGE_SUFFIXES:
+        if image_plan is None:
+            raise SpecError("--model", model, "it has no plan for images; give it a video")
         still = {"frames": 1, "stride": 1, "fps": None, "clips": 1, "end": "repeat"}
-        plan, sampling = _image_plan(plan, model), sampling.model_copy(update=still)
+        plan, sampling = image_plan, sampling.model_copy(update=still)
     assert sampling.clips is not None
     clip = sampling.clips // 2 if clip is None else clip
     if not 0 <= clip < sampling.clips:
@@ -122,13 +125,6 @@ def paint(image: np.ndarray, at: int, colours: dict[Tube, Colour], scale: int = 
         drawn[inside] = np.rint((1 - FILL) * drawn[inside] + FILL * np.array(colours[tube]))
         drawn[edge] = colours[tube]
     return drawn
-
-
-def _image_plan(plan: Plan, model: str) -> Plan:
-    image = plan.image()
-    if image is None:
-        raise SpecError("--model", model, "it has no plan for images; give it a video")
-    return image
 
 
 def _check_span(start: float | None, end: float | None) -> None:

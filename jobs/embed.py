@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 import models
 from jobs.cluster import Room
-from jobs.spec import EmbedSpec, Model, media_plans
+from jobs.model import Model
+from jobs.spec import EmbedSpec
 from models.registry import preset
 from pipeline.commits import Receipt, Run
 from pipeline.corpus import Media
@@ -24,6 +25,9 @@ from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_f
 from pipeline.stages import RECEIPT, Cutting, Decode, unpack, worker
 from pipeline.storage import locate
 from pipeline.units import REDOES
+
+if TYPE_CHECKING:
+    from models.model import Model as Module
 
 # Units of shard rows.
 _ITEM = pa.struct(
@@ -39,21 +43,16 @@ class Encoder:
     model: Model
     sampling: Sampling
 
-    def arguments(self) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "frames": sampling.frames,
-            "size": (sampling.height_px, sampling.width_px),
-            "filter": sampling.filter,
-            "clip": self.model.clip,
-            "adapter_layers": self.model.adapter_layers,
-            "checkpoint": self.model.checkpoint,
-        }
+    def create(self) -> Module:
+        """The model, on the CPU."""
+        wanted, options = self.model, self.model.options(self.sampling)
+        return models.create(wanted.name, checkpoint=wanted.checkpoint, seed=wanted.seed, **options)
 
     def check(self) -> None:
         """Refuse, before anything starts, what `create` would refuse on every worker."""
+        options = self.model.options(self.sampling)
         try:
-            models.check(self.model.name, **self.arguments())
+            models.check(self.model.name, checkpoint=self.model.checkpoint, **options)
         except (ValueError, OSError) as error:
             raise SpecListError([str(error)]) from None
 
@@ -61,31 +60,35 @@ class Encoder:
         """Download weights here, once: a failure is then one line, not one on every worker."""
         if self.model.checkpoint is None:
             try:
-                models.fetch(self.model.name, clip=self.model.clip)
+                models.fetch(self.model.name, **self.model.options(self.sampling))
             except ValueError as error:
                 raise SpecListError([str(error)]) from None
 
     def warnings(self) -> list[str]:
         """What a user must know of weights that mean nothing."""
-        if self.model.checkpoint is not None:
+        wanted, kind = self.model, preset(self.model.name)
+        if wanted.checkpoint is not None:
             return []
-        family = preset(self.model.name).family
-        seed = self.model.seed
         lines = []
-        if family != "tubevit" and (self.model.clip is None or self.model.clip.pretrained is None):
+        if kind.arch is not None and (wanted.clip is None or wanted.clip.pretrained is None):
             lines.append(
-                f"WARNING: the CLIP tower is randomly initialised (seed {seed}), its embeddings mean "
+                f"WARNING: the CLIP tower is randomly initialised (seed {wanted.seed}), its embeddings mean "
                 "nothing: set model.clip.pretrained to an open_clip tag or a local checkpoint"
             )
-        if family == "tubevit":
+        if kind.arch is None and wanted.init is None:
             lines.append(
-                f"WARNING: TubeViT is randomly initialised (seed {seed}), its embeddings mean nothing: "
+                f"WARNING: {wanted.name} is randomly initialised (seed {wanted.seed}), its embeddings mean "
+                "nothing: set model.checkpoint"
+            )
+        elif kind.arch is None:
+            lines.append(
+                f"WARNING: {wanted.name} has image weights and was never trained on video: "
                 "set model.checkpoint"
             )
-        elif family == "gated":
+        elif kind.family != "clip":
             lines.append(
-                f"note: TubeViT and its adapters are untrained (seed {seed}) and their gates closed: "
-                "embeddings are CLIP's own; set model.checkpoint for trained ones"
+                f"note: what {wanted.name} adds to CLIP is untrained (seed {wanted.seed}) and its gates or "
+                "adapters closed: set model.checkpoint for trained ones"
             )
         return lines
 
@@ -107,7 +110,7 @@ class Embed:
         self._half = encoder.model.precision == "bf16" or (
             encoder.model.precision == "auto" and self._device.type == "cuda"
         )
-        self._model = models.create(encoder.model.name, **encoder.arguments(), seed=encoder.model.seed)
+        self._model = encoder.create()
         self._model.to(self._device)
         image_plan = self._model.image_plan
         self._plans: dict[Media, Plan] = {"video": self._model.plan}
@@ -198,7 +201,7 @@ def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
         shards = ShardSet(files)
         still = shards.plan.clip_frames == 1 and shards.sampling.frames > 1
         media: Media = "image" if name == "image" or still else "video"
-        wanted = media_plans(spec.model.plan(shards.sampling))
+        wanted = spec.model.plans(shards.sampling)
         if media not in wanted:
             raise SpecError("model.name", spec.model.name, f"takes no images, but {name} holds some")
         require(shards.plan, wanted[media], f"{spec.input.shards}/{name}")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from jobs.embed import freeze_shards, open_shards
-from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load, media_plans
+from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load
 from pipeline import generations
 from pipeline.commits import Run
 from pipeline.corpus import Corpus, Media, read_corpus
@@ -69,7 +69,7 @@ def fingerprint(spec: ShardSpec | EmbedSpec) -> str:
     """Names everything that a job's output depends on, apart from the bytes of its inputs."""
     identity = spec.identity()
     if isinstance(spec, ShardSpec):
-        identity["plan"] = spec.plan().digest
+        identity["plan"] = spec.plans()["video"].digest
     else:
         identity["weights"] = _weights(spec)
         if spec.input.shards is not None:
@@ -78,7 +78,7 @@ def fingerprint(spec: ShardSpec | EmbedSpec) -> str:
                 hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
             )
         if spec.sampling is not None:
-            identity["plan"] = spec.model.plan(spec.sampling).digest
+            identity["plan"] = spec.model.plans(spec.sampling)["video"].digest
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -91,9 +91,9 @@ def list_source(spec: ShardSpec | EmbedSpec, *, may_be_empty: bool = False) -> S
     assert spec.input.path is not None
     assert spec.sampling is not None
     corpus = read_corpus(spec.input.path, spec.input.root, may_be_empty=may_be_empty)
-    plan = spec.plan() if isinstance(spec, ShardSpec) else spec.model.plan(spec.sampling)
-    shard_schema(plan, spec.sampling, [corpus.schema.field(name) for name in corpus.extra])
-    return Source(corpus.root, spec.sampling, media_plans(plan), corpus, {})
+    plans = spec.plans() if isinstance(spec, ShardSpec) else spec.model.plans(spec.sampling)
+    shard_schema(plans["video"], spec.sampling, [corpus.schema.field(name) for name in corpus.extra])
+    return Source(corpus.root, spec.sampling, plans, corpus, {})
 
 
 def hashed(source: Source, contents: Callable[[str, pa.Table], list[str | None]]) -> Source:
@@ -193,6 +193,13 @@ def _weights(spec: EmbedSpec) -> str:
     from models import weights  # imports torch, which a shard job does without
 
     try:
-        return weights.identity(spec.model.name, clip=spec.model.clip, checkpoint=spec.model.checkpoint)
+        model = spec.model
+        return weights.identity(
+            model.name,
+            clip=model.clip,
+            init=model.init,
+            tubes_from=model.tubes_from,
+            checkpoint=model.checkpoint,
+        )
     except (ValueError, OSError) as error:
         raise SpecListError([str(error)]) from None

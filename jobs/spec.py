@@ -12,7 +12,6 @@ import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -20,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-import models
 from jobs.mistakes import explain
-from models import ClipConfig
+from jobs.model import Architecture, Model
+from models.towers import is_file
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Hardware, Limits
@@ -52,40 +51,6 @@ class Input(Frozen):
         if (self.path is None) == (self.shards is None):
             raise ValueError("give either path (videos and images) or shards (a run's output folder)")
         return self
-
-
-class Architecture(Frozen):
-    """A model by name, as far as its plan goes: `tubelet models` lists them."""
-
-    name: str
-    clip: ClipConfig | None = None
-
-    def plan(self, sampling: Sampling) -> Plan:
-        size = (sampling.height_px, sampling.width_px)
-        try:
-            return models.plan(
-                self.name, frames=sampling.frames, size=size, filter=sampling.filter, clip=self.clip
-            )
-        except ValueError as error:
-            text = str(error)
-            # What the models call frames, size and filter is this spec's sampling.
-            owner = "" if text.startswith("model.") else "sampling."
-            raise SpecListError([owner + text]) from None
-
-
-class Model(Architecture):
-    """A model with its weights.
-
-    checkpoint: a folder written by training; None starts from `clip.pretrained` and, elsewhere, `seed`.
-    batch_views: views in one forward pass.
-    precision: auto is bf16 on a GPU and fp32 on a CPU.
-    """
-
-    adapter_layers: tuple[NonNegativeInt, ...] | None = None
-    checkpoint: str | None = None
-    seed: NonNegativeInt = 0
-    batch_views: PositiveInt = 16
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class Output(Frozen):
@@ -190,11 +155,13 @@ class ShardSpec(_Job):
             raise ValueError("a shard job reads videos: give input.path")
         return self
 
-    def plan(self) -> Plan:
-        first, *rest = (model.plan(self.sampling) for model in self.models)
-        for plan in rest:
-            first = first.union(plan)
-        return first
+    def plans(self) -> dict[Media, Plan]:
+        """What serves every model; an image those that take any."""
+        merged: dict[Media, Plan] = {}
+        for model in self.models:
+            for media, plan in model.plans(self.sampling).items():
+                merged[media] = merged[media].union(plan) if media in merged else plan
+        return merged
 
 
 class EmbedSpec(_Job):
@@ -205,11 +172,20 @@ class EmbedSpec(_Job):
     model: Model
 
     def absolute(self) -> Self:
-        """See above; a checkpoint is a path, too, and a CLIP's weights are if there is such a file."""
-        clip = self.model.clip
+        """See above; checkpoints are paths, too, and other weights are if there is such a file."""
+        clip, init = self.model.clip, self.model.init
         if clip is not None and clip.pretrained is not None and Path(clip.pretrained).exists():
             clip = clip.model_copy(update={"pretrained": _absolute(clip.pretrained)})
-        given = {"clip": clip, "checkpoint": _absolute(self.model.checkpoint)}
+        if clip is not None and is_file(clip.arch):
+            clip = clip.model_copy(update={"arch": _absolute(clip.arch)})
+        if init is not None and Path(init.weights).exists():
+            init = init.model_copy(update={"weights": _absolute(init.weights)})
+        given = {
+            "clip": clip,
+            "init": init,
+            "checkpoint": _absolute(self.model.checkpoint),
+            "tubes_from": _absolute(self.model.tubes_from),
+        }
         return super().absolute().model_copy(update={"model": self.model.model_copy(update=given)})
 
     @model_validator(mode="after")
@@ -227,12 +203,6 @@ def _absolute(path: str | None) -> str | None:
 
 Spec = Annotated[ShardSpec | EmbedSpec, Field(discriminator="kind")]
 _SPEC: TypeAdapter[ShardSpec | EmbedSpec] = TypeAdapter(Spec)
-
-
-def media_plans(plan: Plan) -> dict[Media, Plan]:
-    """What a video, and an image if the plan can be cut from one, is cut into."""
-    image = plan.image()
-    return {"video": plan} if image is None else {"video": plan, "image": image}
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()) -> ShardSpec | EmbedSpec:

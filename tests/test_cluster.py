@@ -38,7 +38,7 @@ def test_default_workers_fit_every_room(room: Room, changes: tuple[str, ...]) ->
     spec = load(ROOT / "jobs" / "specs" / "quickstart.yaml", changes)
     assert isinstance(spec, EmbedSpec)
     sampling = Sampling()
-    plan = spec.model.plan(sampling)
+    plan = spec.model.plans(sampling)["video"]
     cutting = Cutting("/", sampling, {"video": plan}, (), 3, 16, Limits(), None)
     pools = embed.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, "s", room)
     assert sum(pool.actors * pool.cpus for pool in pools) <= room.cpus

@@ -13,7 +13,7 @@ from samples import SMALL, embed_spec, rows
 import jobs
 import jobs.embed
 from jobs.embed import Embed, Encoder
-from jobs.spec import Model
+from jobs.model import Model
 from pipeline.commits import Run
 from pipeline.errors import SpecError
 from pipeline.sampling import Sampling

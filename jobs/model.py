@@ -1,0 +1,78 @@
+"""The part of a job spec that says which model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+import models
+from models import ClipConfig, InitConfig, TubeConfig
+from models.config import Positions
+from pipeline.corpus import Media
+from pipeline.errors import SpecListError
+from pipeline.plan import Frozen, Plan
+from pipeline.sampling import Sampling
+
+
+class Architecture(Frozen):
+    """A model by name, as far as its plans go: `tubelet models` lists them.
+
+    tubes: others than TubeViT's or ViViT's own: kernel, stride, offset, space_to_depth, each (T, H, W).
+    """
+
+    name: str
+    clip: ClipConfig | None = None
+    tubes: tuple[TubeConfig, ...] | None = None
+
+    def options(self, sampling: Sampling) -> models.Options:
+        """What is said of the model, for clips that are sampled so."""
+        return {
+            "frames": sampling.frames,
+            "size": (sampling.height_px, sampling.width_px),
+            "filter": sampling.filter,
+            "clip": self.clip,
+            "tubes": self.tubes,
+        }
+
+    def plans(self, sampling: Sampling) -> dict[Media, Plan]:
+        """What a video, and an image if the model takes any, is cut into."""
+        options = Architecture.options(self, sampling)
+        try:
+            video, image = models.plan(self.name, **options), models.image_plan(self.name, **options)
+        except ValueError as error:
+            text = str(error)
+            # What the models call frames, size and filter is this spec's sampling.
+            owner = "" if text.startswith("model.") else "sampling."
+            raise SpecListError([owner + text]) from None
+        return {"video": video} if image is None else {"video": video, "image": image}
+
+
+class Model(Architecture):
+    """A model with its weights; see models.Options for what is not described here.
+
+    checkpoint: a folder written by training; None starts from `clip.pretrained`, `init` and `tubes_from` and,
+        elsewhere, `seed`.
+    batch_views: views in one forward pass.
+    precision: auto is bf16 on a GPU and fp32 on a CPU.
+    """
+
+    adapter_layers: tuple[NonNegativeInt, ...] | None = None
+    positions: Positions = "sincos"
+    init: InitConfig | None = None
+    tubes_from: str | None = None
+    frozen_layers: PositiveInt | None = None
+    checkpoint: str | None = None
+    seed: NonNegativeInt = 0
+    batch_views: PositiveInt = 16
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def options(self, sampling: Sampling) -> models.Options:
+        return {
+            **super().options(sampling),
+            "adapter_layers": self.adapter_layers,
+            "positions": self.positions,
+            "init": self.init,
+            "tubes_from": self.tubes_from,
+            "frozen_layers": self.frozen_layers,
+        }

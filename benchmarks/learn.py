@@ -40,7 +40,7 @@ from pipeline.plan import Plan, Tube
 out = Console(width=140)
 CLASSES = len(digits.MOTIONS)
 CANVAS = plans.canvas(digits.FRAMES, (digits.SIZE_PX, digits.SIZE_PX), "area")
-TUBES = plans.tubevit(CANVAS)
+TUBES = plans.tubes(CANVAS, plans.TUBEVIT)
 KEY_FRAMES = plans.clip(CANVAS, patch=16, every=4)
 
 Tubes = Mapping[str, np.ndarray]
@@ -90,7 +90,7 @@ CONTENDERS: dict[str, Callable[[Path], Model]] = {
     "one frame (control)": lambda folder: Frames(1),
     "mean of 8 frames (control)": lambda folder: Frames(8),
     "frozen CLIP, mean of 8": lambda folder: frozen(folder, KEY_FRAMES, CLASSES),
-    "tubevit": lambda folder: TubeViT(TUBES, 96, 4, 4, num_classes=CLASSES),
+    "tubevit": lambda folder: TubeViT(TubeTrunk(TUBES, 96, 4, 4), num_classes=CLASSES),
     "gated": lambda folder: Gated(
         TUBES.union(KEY_FRAMES),
         frozen(folder, KEY_FRAMES),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.adapters import Bottleneck
 from models.clip import Clip
+from models.config import Classes
 from models.model import Model
 from models.towers import Tower
 from models.transformer import Block, Layer
@@ -53,7 +54,7 @@ class AIM(Model):
     CLIP, `mirrored` makes no difference.
     """
 
-    def __init__(self, plan: Plan, tower: Tower, *, num_classes: int | None = None) -> None:
+    def __init__(self, plan: Plan, tower: Tower, *, num_classes: Classes | None = None) -> None:
         super().__init__(plan, plan.image(), tower.embed_dim, num_classes)
         self.clip = Clip(plan, tower)
         self.temporal_embedding = nn.Parameter(torch.zeros(plan.tubes[0].grid[0], tower.width))

@@ -3,57 +3,91 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import clip_weights, plans, registry, weights
+from models import plans, pretrained, registry, weights
+from models.aim import AIM
 from models.clip import Clip
-from models.config import ClipConfig, ModelConfig, Summary
+from models.config import ModelConfig, Summary
+from models.dualpath import DualPath
 from models.gated import Gated
+from models.grafted import Grafted
 from models.model import Model
-from models.towers import tower
+from models.st_adapter import STAdapter
+from models.tokenizer import TubeTokenizer
+from models.towers import Tower, tower
 from models.tubevit import TubeTrunk, TubeViT
+from models.vivit import ViViT
+from pipeline.plan import Canvas, Sizes
 
 
 def build(config: ModelConfig) -> Model:
     """The module with random weights, on torch's current default device."""
     kind = registry.preset(config.name)
     plan = registry.plan(config)
-    if config.clip is None:
-        return TubeViT(plan, kind.dim, kind.layers, kind.heads, num_classes=config.num_classes)
-    image_tower = tower(config.clip.arch)
-    if config.adapter_layers is None:
-        return Clip(plan, image_tower, num_classes=config.num_classes)
     canvas = plans.canvas(config.frames, config.size, config.filter)
-    return Gated(
-        plan,
-        Clip(plans.clip(canvas, image_tower.patch, config.clip.every), image_tower),
-        TubeTrunk(plans.tubevit(canvas), kind.dim, kind.layers, kind.heads),
-        config.adapter_layers,
-        num_classes=config.num_classes,
-    )
+    classes = config.num_classes
+    model: Model
+    if kind.family == "tubevit":
+        model = TubeViT(_trunk(config, canvas), num_classes=classes)
+    elif kind.family == "vivit":
+        model = ViViT(
+            plan,
+            kind.dim,
+            kind.layers,
+            kind.heads,
+            variant=kind.variant,
+            activation=registry.activation(config),
+            norm_pre=_norm_pre(config),
+            num_classes=classes,
+        )
+    elif kind.family == "clip":
+        model = Clip(plan, _tower(config), num_classes=classes)
+    elif kind.family == "gated":
+        assert config.adapter_layers is not None
+        model = Gated(
+            plan, _clip(config, canvas), _trunk(config, canvas), config.adapter_layers, num_classes=classes
+        )
+    elif kind.family == "grafted":
+        assert config.frozen_layers is not None
+        model = Grafted(
+            plan,
+            _clip(config, canvas),
+            plans.tubes(canvas, registry.tubes(config)),
+            config.frozen_layers,
+            merges=_merges(config),
+            literal_positions=config.positions == "literal",
+            carried=config.tubes_from is not None,
+            num_classes=classes,
+        )
+    elif kind.family == "dualpath":
+        model = DualPath(plan, _tower(config), num_classes=classes)
+    elif kind.family == "aim":
+        model = AIM(plan, _tower(config), num_classes=classes)
+    else:
+        model = STAdapter(plan, _tower(config), num_classes=classes)
+    if config.probe:
+        model.train_only_heads()
+    model.config = config
+    return model
 
 
 def create(config: ModelConfig, *, checkpoint: str | Path | None, seed: int) -> Model:
     """See `models.create`."""
     if checkpoint is not None:
         config = weights.agree(config, checkpoint)
-    # CLIP's weights come first: what is wrong with them shows before a large model is initialised.
-    state = None
-    if checkpoint is None and config.clip is not None and config.clip.pretrained is not None:
-        state = clip_weights.state(config.clip)
+    # Weights from elsewhere come first: what is wrong with them shows before a large model is initialised.
+    found = pretrained.read(config) if checkpoint is None else None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(config)
-    model.config = config
     if checkpoint is not None:
         weights.load(model, checkpoint)
-    if state is not None and config.clip is not None:
-        _fit_clip(model, state, config.clip)
-        _clip_of(model).load_state_dict(state, strict=False)
+    if found is not None:
+        pretrained.fill(model, found)
     return model.eval()
 
 
@@ -65,10 +99,8 @@ def check(config: ModelConfig, *, checkpoint: str | Path | None) -> None:
         model = build(config)
     if checkpoint is not None:
         weights.check(model, checkpoint)
-    elif config.clip is not None and config.clip.pretrained is not None:
-        shapes = clip_weights.shapes(config.clip)
-        if shapes is not None:
-            _fit_clip(model, shapes, config.clip)
+    else:
+        pretrained.check(model)
 
 
 def describe(config: ModelConfig) -> Summary:
@@ -81,24 +113,58 @@ def describe(config: ModelConfig) -> Summary:
     return Summary(
         name=config.name,
         doc=registry.preset(config.name).doc,
-        tokens=model.plan.tokens,
+        tokens=sum(module.tokens for module in model.modules() if isinstance(module, TubeTokenizer)),
         tubes=tuple(tube.name for tube in model.plan.tubes),
         bytes_per_clip=model.plan.bytes_per_clip,
         dim=model.dim,
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=_count(model, trainable=False),
+        trainable=_count(model, trainable=True),
         gflops_per_view=counter.get_total_flops() / 1e9,
         images=model.image_plan is not None,
     )
 
 
-def _clip_of(model: Model) -> Clip:
-    """The CLIP tower of a model that has one."""
-    return model if isinstance(model, Clip) else cast(Gated, model).clip
+def _count(model: nn.Module, *, trainable: bool) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def _fit_clip(model: Model, state: dict[str, Tensor], clip: ClipConfig) -> None:
-    """ValueError unless `state` fills the CLIP tower of `model` exactly; a head on it is not CLIP's."""
-    expected = _clip_of(model).state_dict()
-    own = {name: tensor for name, tensor in expected.items() if not name.startswith(weights.HEAD)}
-    weights.fit(own, state, f"model.clip.pretrained = {clip.pretrained!r}")
+def _trunk(config: ModelConfig, canvas: Canvas) -> TubeTrunk:
+    kind = registry.preset(config.name)
+    return TubeTrunk(
+        plans.tubes(canvas, registry.tubes(config)),
+        kind.dim,
+        kind.layers,
+        kind.heads,
+        merges=_merges(config),
+        interpolated=kind.interpolated,
+        literal_positions=config.positions == "literal",
+        norm_pre=_norm_pre(config),
+        activation=registry.activation(config),
+    )
+
+
+def _clip(config: ModelConfig, canvas: Canvas) -> Clip:
+    """The frozen tower of a model that has more than that."""
+    image_tower = _tower(config)
+    assert config.clip is not None
+    assert config.clip.every is not None
+    return Clip(plans.clip(canvas, image_tower.patch, config.clip.every), image_tower)
+
+
+def _tower(config: ModelConfig) -> Tower:
+    assert config.clip is not None
+    return tower(config.clip.arch)
+
+
+def _merges(config: ModelConfig) -> dict[str, Sizes]:
+    wanted = registry.tubes(config)
+    return {
+        name: tube.space_to_depth
+        for name, tube in zip(plans.tube_names(wanted), wanted, strict=True)
+        if tube.space_to_depth != (1, 1, 1)
+    }
+
+
+def _norm_pre(config: ModelConfig) -> bool:
+    """Whether the weights to start from need an LN before the first block."""
+    return config.init is not None and config.init.arch is not None and tower(config.init.arch).norm_pre

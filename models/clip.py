@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.config import Classes
 from models.model import Model
 from models.tokenizer import TubeTokenizer, matching
 from models.towers import Tower
@@ -29,7 +30,7 @@ class Clip(Model):
     right: what is mirrored is the covered part, a crop of the frame.)
     """
 
-    def __init__(self, plan: Plan, tower: Tower, *, num_classes: int | None = None) -> None:
+    def __init__(self, plan: Plan, tower: Tower, *, num_classes: Classes | None = None) -> None:
         super().__init__(plan, plan.image(), tower.embed_dim, num_classes)
         self.tower = tower
         width, gain = tower.width, tower.width**-0.5
@@ -75,13 +76,18 @@ class Clip(Model):
         """Tubes -> (B*F, L, D), what the first block takes: all frames of all clips are one batch."""
         matching(tubes, self.plans)
         (patches,) = tubes.values()
-        batch, frames, rows, columns = patches.shape[:4]
+        frames, rows, columns = patches.shape[1:4]
         x_BND = self.patch(tubes)
         x_bLD = x_BND.unflatten(1, (frames, rows * columns)).flatten(0, 1)
-        if self.class_embedding is not None:
-            first = self.class_embedding.expand(batch * frames, 1, -1)
-            x_bLD = torch.cat([first.to(x_bLD.dtype), x_bLD], dim=1)
-        return self.norm_pre(x_bLD + positions(self.positional_embedding, self.tower.grid, (rows, columns)))
+        table_LD = positions(self.positional_embedding, self.tower.grid, (rows, columns))
+        return self.norm_pre(self.begin(x_bLD) + table_LD)
+
+    def begin(self, x_bND: Tensor) -> Tensor:
+        """The class token before an image's patches, if the tower has one."""
+        if self.class_embedding is None:
+            return x_bND
+        first_b1D = self.class_embedding.expand(len(x_bND), 1, -1).to(x_bND.dtype)
+        return torch.cat([first_b1D, x_bND], dim=1)
 
     def leave(self, x_bLD: Tensor, batch: int) -> Tensor:
         """What the last block gives, (B*F, L, D) -> float32 (B, F, E)."""

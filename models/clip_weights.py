@@ -118,20 +118,26 @@ def _load(config: ClipConfig) -> Mapping[str, Tensor]:
 
 
 def _read(config: ClipConfig, *, meta: bool = False) -> Mapping[str, Tensor]:
-    path = Path(config.pretrained or "")
+    return read_file(Path(config.pretrained or ""), _source(config), meta=meta)
+
+
+def read_file(path: Path, source: str, *, meta: bool = False) -> Mapping[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle of plain tensors; with `meta` without their data.
+
+    One-line ValueError that begins with `source`.
+    """
     if path.suffix == ".safetensors":
         if meta:
-            return header(path, _source(config))
+            return header(path, source)
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{_source(config)}: not a safetensors file: {error}") from None
+            raise ValueError(f"{source}: not a safetensors file: {error}") from None
     try:
         found = torch.load(path, map_location="meta" if meta else "cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
-            f"{_source(config)}: not readable as plain tensors ({first_line(error)}); "
-            "convert it to safetensors"
+            f"{source}: not readable as plain tensors ({first_line(error)}); convert it to safetensors"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}

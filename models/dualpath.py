@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from models.adapters import Bottleneck
 from models.clip import Clip
+from models.config import Classes
 from models.heads import classifier
 from models.model import Model
 from models.positions import sincos_3d
 from models.tokenizer import matching
 from models.towers import Tower
-from models.transformer import Block, Layer, linear
+from models.transformer import Block, Layer
 from pipeline.plan import Plan, Tube
 
 
@@ -69,7 +70,7 @@ class DualPath(Model):
     positions: Tensor  # (2, F * N, D) of the framesets' tokens
 
     def __init__(
-        self, plan: Plan, tower: Tower, *, bottleneck: int = 128, num_classes: int | None = None
+        self, plan: Plan, tower: Tower, *, bottleneck: int = 128, num_classes: Classes | None = None
     ) -> None:
         super().__init__(plan, None, 2 * tower.embed_dim, None)
         self.key_frames, self.framesets = plan.tubes
@@ -77,9 +78,7 @@ class DualPath(Model):
         self.spatial = nn.ModuleList(Parallel(tower.width, bottleneck) for _ in self.clip.blocks)
         self.temporal = nn.ModuleList(Serial(tower.width, bottleneck) for _ in self.clip.blocks)
         # The readout stands before the classifier, not in the embedding: until it is trained it is noise.
-        classes = classifier(tower.embed_dim, num_classes)
-        if classes is not None:
-            self.head = nn.Sequential(linear(self.dim, tower.embed_dim), nn.GELU(), classes)
+        self.head = classifier(self.dim, num_classes, hidden=tower.embed_dim)
         self.register_buffer("positions", table(self.framesets, tower.width), persistent=False)
 
     def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
@@ -98,8 +97,7 @@ class DualPath(Model):
         positions = self.positions[0] if mirrored is None else self.positions[mirrored.long()]
         x_BND = self.clip.patch({self.key_frames.name: framesets}) + positions
         x_bND = x_BND.unflatten(1, (framesets.shape[1], -1)).flatten(0, 1)
-        first = self.clip.class_embedding.expand(len(x_bND), 1, -1)
-        return self.clip.norm_pre(torch.cat([first.to(x_bND.dtype), x_bND], dim=1))
+        return self.clip.norm_pre(self.clip.begin(x_bND))
 
 
 def centres(tube: Tube) -> np.ndarray:

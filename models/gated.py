@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import Clip
+from models.config import Classes
 from models.model import Model
 from models.tokenizer import matching
 from models.transformer import CrossAttention, Layer, Mlp
@@ -59,7 +60,7 @@ class Gated(Model):
         trunk: TubeTrunk,
         adapter_layers: tuple[int, ...],
         *,
-        num_classes: int | None = None,
+        num_classes: Classes | None = None,
     ) -> None:
         super().__init__(plan, plan.image(), clip.dim, num_classes)
         self.clip = clip

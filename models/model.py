@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from models.config import ModelConfig
+from models.config import Classes, ModelConfig
 from models.heads import classifier, classify
 from models.transformer import Layer
 from pipeline.plan import Plan
@@ -19,7 +19,7 @@ class Model(nn.Module):
     `dim` the embedding's width; `config` what `models.create` made it from, None if it did not.
     """
 
-    def __init__(self, plan: Plan, image_plan: Plan | None, dim: int, num_classes: int | None) -> None:
+    def __init__(self, plan: Plan, image_plan: Plan | None, dim: int, num_classes: Classes | None) -> None:
         super().__init__()
         self.plan = plan
         self.image_plan = image_plan
@@ -40,9 +40,20 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
-        """Float32 logits (B, num_classes); takes what `embed` takes. ValueError without a head."""
-        return classify(self.head, self.embed(tubes, mirrored))
+    def forward(
+        self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None, dataset: str | None = None
+    ) -> Tensor:
+        """Float32 logits (B, num_classes); takes what `embed` takes.
+
+        `dataset` names the head where there are several. ValueError without such a head.
+        """
+        return classify(self.head, self.embed(tubes, mirrored), dataset)
+
+    def train_only_heads(self) -> None:
+        """A linear probe: nothing but the head learns from here on."""
+        self.requires_grad_(False)
+        if self.head is not None:
+            self.head.requires_grad_(True)
 
     def recompute_activations(self, on: bool = True) -> None:
         """Switch activation checkpointing: the layers keep nothing for the backward pass but their input."""

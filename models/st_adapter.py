@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.clip import Clip
+from models.config import Classes
 from models.model import Model
 from models.towers import Tower
 from models.transformer import Block, Layer
@@ -71,7 +72,7 @@ class STAdapter(Model):
     """
 
     def __init__(
-        self, plan: Plan, tower: Tower, *, before_mlp: bool = False, num_classes: int | None = None
+        self, plan: Plan, tower: Tower, *, before_mlp: bool = False, num_classes: Classes | None = None
     ) -> None:
         super().__init__(plan, plan.image(), tower.embed_dim, num_classes)
         self.clip = Clip(plan, tower)

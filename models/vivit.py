@@ -9,22 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import isqrt
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.clip import positions
-from models.config import Activation, suggest
+from models.config import Activation, Classes, Kernels, Variant, suggest
 from models.model import Model
 from models.tokenizer import TubeTokenizer, matching
 from models.transformer import Block, Encoder, SelfAttention, attend
 from models.weights import fit
 from pipeline.plan import CHANNELS, Plan
-
-Variant = Literal[
-    "joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product", "frame_mean"
-]
 
 
 class SpaceTimeBlock(Block):
@@ -82,6 +78,8 @@ class ViViT(Model):
     factorised_self_attention and factorised_dot_product: see their blocks.
     The embedding is the class token after the final LN; of the last two, which have none, the tokens' mean.
 
+    norm_pre: an LN before the first block, as CLIP towers have one, if the weights are to come from such.
+
     Positions are learned, one for each place of the plan's grid, so weights are for clips of one length and
     size. An image, with tubes of one frame, is the first time of a clip. `mirrored` makes no difference:
     flipping the tubes flips the grid of places onto itself.
@@ -97,7 +95,8 @@ class ViViT(Model):
         variant: Variant,
         temporal_layers: int = 4,
         activation: Activation = "gelu_tanh",
-        num_classes: int | None = None,
+        norm_pre: bool = False,
+        num_classes: Classes | None = None,
     ) -> None:
         if len(plan.tubes) != 1:
             raise ValueError(f"ViViT takes a plan of one tube, but this one has {len(plan.tubes)}: {plan}")
@@ -108,6 +107,7 @@ class ViViT(Model):
         times, rows, columns = plan.tubes[0].grid
         places = rows * columns
         self.tokenizer = TubeTokenizer(plan, dim)
+        self.norm_pre = nn.LayerNorm(dim, eps=1e-5) if norm_pre else nn.Identity()
         if variant in ("factorised_self_attention", "factorised_dot_product"):
             block = SpaceTimeBlock if variant == "factorised_self_attention" else DotProductBlock
             self.positional_embedding = _table(times * places, dim)
@@ -127,12 +127,12 @@ class ViViT(Model):
         x_BTSD = self.tokenizer(tubes).unflatten(1, (times, rows * columns))
         if self.variant == "joint":
             x_BLD = begin(x_BTSD.flatten(1, 2), self.class_embedding, self.positional_embedding)
-            return self.encoder(x_BLD)[:, 0].float()
+            return self.encoder(self.norm_pre(x_BLD))[:, 0].float()
         if self.variant in ("factorised_self_attention", "factorised_dot_product"):
             positions_TSD = self.positional_embedding.unflatten(0, (-1, rows * columns))[:times]
-            return self.encoder(x_BTSD + positions_TSD).float().mean(dim=(1, 2))
+            return self.encoder(self.norm_pre(x_BTSD + positions_TSD)).float().mean(dim=(1, 2))
         x_bLD = begin(x_BTSD.flatten(0, 1), self.class_embedding, self.positional_embedding)
-        z_BTD = self.encoder(x_bLD)[:, 0].unflatten(0, (-1, times))
+        z_BTD = self.encoder(self.norm_pre(x_bLD))[:, 0].unflatten(0, (-1, times))
         if self.variant == "frame_mean":
             return z_BTD.float().mean(dim=1)
         z_BLD = begin(z_BTD, self.temporal_class_embedding, self.temporal_positional_embedding)
@@ -156,25 +156,26 @@ def begin(x_BLD: Tensor, class_D: Tensor, table_LD: Tensor) -> Tensor:
     return x_BLD + table_LD[: x_BLD.shape[1]]
 
 
-def inflate(model: ViViT, image: Mapping[str, Tensor], kernels: Literal["central", "inflate"]) -> None:
+def inflate(model: ViViT, image: Mapping[str, Tensor], kernels: Kernels) -> None:
     """Fill a new model from the weights of an image ViT (section 3.4); head and temporal encoder stay.
 
     `image` has patch.weight (D, p*p*3) in the tokenizer's layout, for its pixel statistics, and maybe
     patch.bias; class_embedding (D,); positional_embedding (1 + grid**2, D); blocks.i... named as `Block`
-    names them; norm_post.weight and .bias, the final LN. ValueError names what is missing or does not fit.
+    names them; norm_post.weight and .bias, the final LN; and norm_pre if the model has one. ValueError
+    names what is missing or does not fit.
 
     kernels: "central" looks at the middle frame of a tubelet, k//2, as the image ViT would; "inflate"
         at the mean of its frames.
     Positions are resized to the grid and repeated over time. Attention over time starts as that over
     space, behind its zero projection.
     """
-    if kernels not in ("central", "inflate"):
-        raise ValueError(f"kernels = {kernels!r}: {suggest(kernels, ('central', 'inflate'))}")
+    if kernels not in get_args(Kernels):
+        raise ValueError(f"kernels = {kernels!r}: {suggest(kernels, get_args(Kernels))}")
     (tube,) = model.plan.tubes
     frames, height, width = tube.kernel
     if height != width:
         raise ValueError(f"the patches of an image ViT are square, but the model's are {height}x{width}")
-    fit(_expected(model, image), image, "the image ViT")
+    fit(_expected(model, image), image, "model.init.weights")
 
     weight_DP = image["patch.weight"]
     weight_DTP = weight_DP[:, None].repeat(1, frames, 1) / frames
@@ -195,6 +196,8 @@ def inflate(model: ViViT, image: Mapping[str, Tensor], kernels: Literal["central
         state["class_embedding"] = image["class_embedding"]
         places_SD = torch.cat([first_1D, places_SD])
     state["positional_embedding"] = places_SD
+    for name in model.norm_pre.state_dict():
+        state[f"norm_pre.{name}"] = image[f"norm_pre.{name}"]
     for name in _spatial(model):
         state[f"encoder.{name}"] = image[_image_name(name)]
         if model.variant == "factorised_self_attention" and (".norm1." in name or ".qkv." in name):
@@ -217,6 +220,7 @@ def _expected(model: ViViT, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     if "patch.bias" in image:
         expected["patch.bias"] = like(model.dim)
+    expected |= {f"norm_pre.{name}": tensor for name, tensor in model.norm_pre.state_dict().items()}
     return expected | {_image_name(name): tensor for name, tensor in _spatial(model).items()}
 
 

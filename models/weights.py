@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import registry
-from models.config import ClipConfig, ModelConfig
+from models.config import ClipConfig, InitConfig, ModelConfig
 from models.model import Model
+from models.towers import is_file
 from pipeline.plan import Frozen
 
 log = logging.getLogger(__name__)
@@ -45,54 +47,77 @@ def save(model: Model, folder: str | Path) -> None:
     (folder / CONFIG).write_text(stored.model_dump_json(indent=2) + "\n")
 
 
-def stored_config(folder: str | Path) -> ModelConfig:
+def stored_config(folder: str | Path, field: str = "model.checkpoint") -> ModelConfig:
     """The config a checkpoint was saved with. FileNotFoundError or ValueError in one line."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"model.checkpoint = {str(folder)!r}: no {CONFIG} there; give a saved folder")
+        raise FileNotFoundError(f"{field} = {str(folder)!r}: no {CONFIG} there; give a saved folder")
     try:
         return Stored.model_validate_json(path.read_text()).model
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"model.checkpoint = {str(folder)!r}: bad {CONFIG}: {where}: {first['msg']}"
-        ) from None
+        raise ValueError(f"{field} = {str(folder)!r}: bad {CONFIG}: {where}: {first['msg']}") from None
 
 
 def agree(config: ModelConfig, folder: str | Path) -> ModelConfig:
-    """`config`, with the checkpoint's CLIP weights and, if it has none, its `num_classes`.
+    """`config`, with where the checkpoint's weights came from and, if it has none, its `num_classes`.
 
-    ValueError if their structures differ. Frames, size, filter and key frames may: no weight depends on them.
+    ValueError if their structures differ. Frames, size, filter and key frames may, where no weight depends on
+    them.
     """
     stored = stored_config(folder)
-    for field, wanted, held in (
-        ("name", config.name, stored.name),
-        ("clip.arch", config.clip and config.clip.arch, stored.clip and stored.clip.arch),
-        ("adapter_layers", config.adapter_layers, stored.adapter_layers),
-    ):
-        if wanted != held:
-            raise ValueError(f"model.{field} = {wanted!r}: checkpoint {str(folder)!r} was made with {held!r}")
+    ours, theirs = _structure(config), _structure(stored)
+    for field in ours | theirs:
+        if ours.get(field) != theirs.get(field):
+            raise ValueError(
+                f"model.{field} = {ours.get(field)!r}: checkpoint {str(folder)!r} was made with "
+                f"{theirs.get(field)!r}"
+            )
     if config.clip is not None and stored.clip is not None:
         clip = config.clip.model_copy(update={"pretrained": stored.clip.pretrained})
         config = config.model_copy(update={"clip": clip})
+    config = config.model_copy(update={"init": stored.init, "tubes_from": stored.tubes_from})
     if config.num_classes is None:
         config = config.model_copy(update={"num_classes": stored.num_classes})
     return config
 
 
+def _structure(config: ModelConfig) -> dict[str, Any]:
+    """The settings that weights depend on."""
+    fields: dict[str, Any] = {"name": config.name}
+    family, clip = registry.preset(config.name).family, config.clip
+    if clip is not None and not is_file(clip.arch):  # a file may have moved; the shapes of weights tell
+        fields["clip.arch"] = clip.arch
+    for field in ("adapter_layers", "tubes", "positions", "frozen_layers"):
+        fields[field] = getattr(config, field)
+    if family == "vivit":  # a learned position for each place
+        fields |= {"frames": config.frames, "size": config.size}
+    if family == "aim" and clip is not None:  # and for each key frame
+        fields |= {"frames": config.frames, "clip.every": clip.every}
+    return fields
+
+
 def load(model: Model, folder: str | Path) -> None:
     """Fill `model` from a saved folder, strictly; only a head for other classes stays as it is."""
-    path = _file(folder)
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"model.checkpoint = {str(folder)!r}: unreadable {WEIGHTS}: {error}") from None
+    state = _read(folder, "model.checkpoint")
     expected = model.state_dict()
     if _drop_foreign_head(expected, state):
         log.warning("the head of %s is for other classes: a new one starts from random weights", folder)
     fit(expected, state, f"model.checkpoint = {str(folder)!r}")
     model.load_state_dict(state, strict=False)
+
+
+def tubes(folder: str | Path, field: str) -> dict[str, Tensor]:
+    """The 3-D tubes of a saved TubeViT, or of one beside CLIP: kernels and biases, in its width."""
+    stored = stored_config(folder, field)
+    prefix = "trunk.tokenizer."
+    state = {
+        name.removeprefix(prefix): x for name, x in _read(folder, field).items() if name.startswith(prefix)
+    }
+    if not state or "weight.shared" in state:
+        raise ValueError(f"{field} = {str(folder)!r}: {stored.name} has no tubes to carry; give a TubeViT")
+    return {name: x for name, x in state.items() if not name.split(".")[-1].startswith("tube_1x")}
 
 
 def check(model: Model, folder: str | Path) -> None:
@@ -127,28 +152,48 @@ def header(path: Path, source: str) -> dict[str, Tensor]:
         raise ValueError(f"{source}: not a safetensors file: {error}") from None
 
 
-def identity(name: str, *, clip: ClipConfig | None = None, checkpoint: str | Path | None = None) -> str:
+def identity(
+    name: str,
+    *,
+    clip: ClipConfig | None = None,
+    init: InitConfig | None = None,
+    tubes_from: str | None = None,
+    checkpoint: str | Path | None = None,
+) -> str:
     """What the weights of a model come from, for a job's fingerprint: changes when a local file does.
 
-    sha256 of a checkpoint folder's weights or of a local CLIP file, the open_clip tag, or "random".
+    sha256 of a checkpoint folder's weights or of local files, open_clip tags, or "random".
     """
     if checkpoint is not None:
         return f"sha256:{_sha256(_file(checkpoint))}"
-    if clip is None or clip.pretrained is None:
-        return "random"
-    path = Path(clip.pretrained)
-    if path.is_file():
-        return f"sha256:{_sha256(path)}"
-    return f"open_clip:{clip.arch or registry.preset(name).arch}/{clip.pretrained}"
+    parts = []
+    if clip is not None and clip.pretrained is not None:
+        parts.append(_origin(clip.pretrained, clip.arch or registry.preset(name).arch))
+    if init is not None:
+        parts.append(_origin(init.weights, init.arch))
+    if tubes_from is not None:
+        parts.append(f"sha256:{_sha256(_file(tubes_from, 'model.tubes_from'))}")
+    return " ".join(parts) or "random"
 
 
-def _file(folder: str | Path) -> Path:
+def _origin(weights: str, arch: str | None) -> str:
+    """Of a local file, or an open_clip tag."""
+    path = Path(weights)
+    return f"sha256:{_sha256(path)}" if path.is_file() else f"open_clip:{arch}/{weights}"
+
+
+def _file(folder: str | Path, field: str = "model.checkpoint") -> Path:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(
-            f"model.checkpoint = {str(folder)!r}: no {WEIGHTS} there; give a saved folder"
-        )
+        raise FileNotFoundError(f"{field} = {str(folder)!r}: no {WEIGHTS} there; give a saved folder")
     return path
+
+
+def _read(folder: str | Path, field: str) -> dict[str, Tensor]:
+    try:
+        return load_file(_file(folder, field))
+    except SafetensorError as error:
+        raise ValueError(f"{field} = {str(folder)!r}: unreadable {WEIGHTS}: {error}") from None
 
 
 def _drop_foreign_head(expected: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

@@ -6,17 +6,22 @@ from typing import get_args
 import torch
 
 from models import plans
+from models.config import TubeConfig, Variant
 from models.tokenizer import MEAN, STD
-from models.vivit import Variant, ViViT
-from pipeline.plan import Plan
+from models.vivit import ViViT
+from pipeline.plan import Canvas, Plan
 
 VARIANTS = get_args(Variant)
 DIM, LAYERS, HEADS, PATCH = 24, 2, 4, 8
 FRAMES, SIZE = 6, (16, 24)  # with tubelets of 2 frames: 3 times of 2 x 3 places
 
 
+def tubelets(canvas: Canvas, size: tuple[int, int, int]) -> Plan:
+    return plans.tubes(canvas, (TubeConfig(kernel=size, stride=size),))
+
+
 def plan_of(tubelet: tuple[int, int, int] = (2, PATCH, PATCH), frames: int = FRAMES) -> Plan:
-    return plans.vivit(plans.canvas(frames, SIZE, "area"), tubelet)
+    return tubelets(plans.canvas(frames, SIZE, "area"), tubelet)
 
 
 def frame_plan(every: int = 2) -> Plan:

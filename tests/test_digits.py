@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from benchmarks import digits, learn
+from benchmarks import digits
 from models import plans
-from models.tubevit import TubeViT
 from pipeline.corpus import read_corpus
 from pipeline.plan import Canvas, Plan, Tube
 
@@ -70,7 +68,7 @@ def test_a_clip_moves_as_its_label_says_and_no_other_way(motion: str) -> None:
 
 
 def seen(number: int) -> np.ndarray:
-    """What one frame shows, (5,): the centre across and down and the orientation as angles, ink, brightness."""
+    """What one frame shows, (5,): centre across and down and orientation as angles, ink, brightness."""
     scene = digits.draw(number, "train", 1)
     frame = np.random.default_rng(number).integers(digits.FRAMES)
     alone = digits.Scene(scene.digit, scene.sample, None, scene.phases[[frame]], scene.ink, scene.paper)

@@ -165,7 +165,7 @@ def test_positions_are_where_and_when_the_pixels_were(frames: int, height: int, 
     t, h, w = np.moveaxis(tubes[:, :, :, 0, 8, 8].reshape(-1, 3).astype(float), -1, 0)
     expected = np.stack([t + 0.5, h * 4, w * 4], axis=-1)
     torch.testing.assert_close(model.positions[0], sincos_3d(expected, 32))
-    # Flipped, the pixel right of the middle is left of it, as far from the right edge as it was from the left.
+    # Flipped, what was right of the middle is left of it, as far from the right edge as it was from the left.
     flipped = tubes[:, :, ::-1, :, :, ::-1]
     t, h, w = np.moveaxis(flipped[:, :, :, 0, 8, 7].reshape(-1, 3).astype(float), -1, 0)
     expected = np.stack([t + 0.5, h * 4, width - w * 4], axis=-1)

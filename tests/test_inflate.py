@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from small_vivit import DIM, FRAMES, HEADS, LAYERS, PATCH, VARIANTS, plan_of, random_tubes, video, vivit
+from small_vivit import (
+    DIM,
+    FRAMES,
+    HEADS,
+    LAYERS,
+    PATCH,
+    VARIANTS,
+    plan_of,
+    random_tubes,
+    tubelets,
+    video,
+    vivit,
+)
 from torch.nn import functional
 
 from models import plans
@@ -79,7 +91,7 @@ def test_what_comes_from_the_image_and_what_does_not(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_positions_of_the_image_are_repeated_over_time(variant):
     canvas = plans.canvas(FRAMES, (16, 16), "area")
-    model = vivit(variant, plans.vivit(canvas, (2, PATCH, PATCH)))
+    model = vivit(variant, tubelets(canvas, (2, PATCH, PATCH)))
     image = image_state(grid=2)
     inflate(model, image, "central")
     first, places = image["positional_embedding"].split([1, 4])
@@ -176,7 +188,7 @@ def test_an_image_vit_that_does_not_fit(change, message):
 
 def test_an_image_vit_with_other_patches():
     # As many pixels as an 8x8 patch.
-    model = vivit("joint", plans.vivit(plans.canvas(FRAMES, (16, 32), "area"), (2, 4, 16)))
+    model = vivit("joint", tubelets(plans.canvas(FRAMES, (16, 32), "area"), (2, 4, 16)))
     with pytest.raises(ValueError, match="4x16"):
         inflate(model, image_state(), "central")
 

@@ -216,8 +216,8 @@ def test_closed_gates_are_siglip_bit_for_bit(images):
     clip_plan = plans.clip(canvas, 16, 8)
     torch.manual_seed(0)
     alone = Clip(clip_plan, image_tower)
-    trunk = TubeTrunk(plans.tubevit(canvas), 48, 2, 2)
-    model = Gated(plans.gated(canvas, 16, 8), alone, trunk, (1, 2)).eval()
+    trunk = TubeTrunk(plans.tubes(canvas, plans.TUBEVIT), 48, 2, 2)
+    model = Gated(plans.gated(canvas, plans.TUBEVIT, 16, 8), alone, trunk, (1, 2)).eval()
     plan, clip_part = (model.image_plan, alone.image_plan) if images else (model.plan, alone.plan)
     assert plan is not None
     assert clip_part is not None

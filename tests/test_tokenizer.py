@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from models.tokenizer import MEAN, STD, TubeTokenizer, from_conv3d, matching, to_conv3d
+from models.tokenizer import (
+    MEAN,
+    STD,
+    InterpolatedTokenizer,
+    TubeTokenizer,
+    from_conv3d,
+    matching,
+    resizing,
+    to_conv3d,
+)
 from pipeline.plan import Canvas, Plan, Tube
 
 
@@ -79,6 +88,73 @@ def plans(draw):
 @given(plans())
 def test_equals_a_convolution_for_any_plan(plan):
     assert_is_convolution(plan, dim=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.tuples(*[st.integers(1, 4)] * 3),
+    st.tuples(st.integers(8, 12), st.integers(12, 20), st.integers(12, 20)),
+)
+def test_space_to_depth_is_a_block_diagonal_convolution(merge, step, size):
+    kernel, parts = (2, 3, 2), merge[0] * merge[1] * merge[2]
+    canvas = Canvas(frames=size[0], height_px=size[1], width_px=size[2])
+    plan = Plan(tubes=(Tube(name="a", kernel=kernel, stride=step, canvas=canvas),))
+    whole = tuple((k - 1) * s + n for k, s, n in zip(merge, step, kernel, strict=True))
+    if any(n > most for n, most in zip(whole, size, strict=True)):
+        return
+    tokenizer = TubeTokenizer(plan, 2 * parts, merges={"a": merge})
+    assert tokenizer.weight["a"].shape == (2, 36)
+    torch.nn.init.normal_(tokenizer.bias["a"])
+    # One large kernel over all that a token sees, its channels zero but where "their" place is.
+    small = to_conv3d(tokenizer.weight["a"].detach(), kernel)
+    large = torch.zeros(2 * parts, 3, *whole)
+    places = [(t, h, w) for t in range(merge[0]) for h in range(merge[1]) for w in range(merge[2])]
+    for i, place in enumerate(places):
+        t, h, w = (slice(p * s, p * s + n) for p, s, n in zip(place, step, kernel, strict=True))
+        large[2 * i : 2 * i + 2, :, t, h, w] = small
+    clips = random_clips(2, plan)
+    x = ((torch.from_numpy(clips).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(
+        0, 4, 1, 2, 3
+    )
+    stride = tuple(k * s for k, s in zip(merge, step, strict=True))
+    expected = torch.nn.functional.conv3d(x, large, tokenizer.bias["a"].repeat(parts), stride=stride)
+    with torch.no_grad():
+        tokens = tokenizer(cut(clips, plan))
+    assert tokens.shape[1] == tokenizer.tokens
+    assert (tokens - expected.flatten(2).transpose(1, 2)).abs().max() < 1e-4
+
+
+def test_interpolated_kernels_agree_on_flat_pictures_and_all_of_the_source_learns():
+    plan = models.plan("tubevit-b16", size=(64, 96))
+    tokenizer = InterpolatedTokenizer(plan, 16)
+    with torch.no_grad():  # interpolation keeps a constant kernel constant; a sum over others it nearly keeps
+        tokenizer.weight["shared"].copy_(torch.randn(16, 1).expand(16, 8 * 8 * 8 * 3))
+    flat = np.full((1, *plan.tubes[0].canvas.shape, 3), 200, np.uint8)
+    tubes = cut(flat, plan)
+    tokens = [tokenizer({name: tube})[0, 0] for name, tube in tubes.items()]
+    for other in tokens[1:]:
+        torch.testing.assert_close(other, tokens[0], atol=1e-2, rtol=1e-4)
+    # The tube of one frame must teach every slice of the kernel, not just the middle two.
+    noise = {"tube_1x16x16": cut(random_clips(1, plan), plan)["tube_1x16x16"]}
+    tokenizer(noise).square().sum().backward()
+    gradient = tokenizer.weight["shared"].grad
+    assert gradient is not None
+    assert (gradient.unflatten(1, (8, 8, 8, 3)).abs().sum((0, 2, 3, 4)) > 0).all()
+
+
+def test_an_interpolated_kernel_of_the_sources_size_is_the_source():
+    plan = models.plan("tubevit-b16", size=(64, 96))
+    tokenizer = InterpolatedTokenizer(plan, 16)
+    torch.testing.assert_close(tokenizer.kernel(plan.tubes[0]), tokenizer.weight["shared"])
+    tube = plan.tubes[0].model_copy(update={"kernel": (4, 8, 8)})
+    tokenizer.register_buffer("resize_4", resizing(8, 4))
+    source = tokenizer.weight["shared"].unflatten(1, (8, 8, 8, 3))
+    got = tokenizer.kernel(tube).unflatten(1, (4, 8, 8, 3))
+    # Antialiased: each new frame is made of the frames within two of its middle, weighted by distance.
+    weights = torch.tensor([0.0, 0.125, 0.375, 0.375, 0.125, 0, 0, 0])
+    expected = 2 * torch.einsum("dthwc,t->dhwc", source, weights)
+    torch.testing.assert_close(got[:, 1], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_conv3d_layout_round_trip():

@@ -17,6 +17,7 @@ from small_vivit import (
     plan_of,
     random_tubes,
     shaken,
+    tubelets,
     video,
     vivit,
 )
@@ -43,7 +44,7 @@ from pipeline.plan import Canvas, Plan, Tube
     ],
 )
 def test_golden_sizes_of_b_16x2(variant, parameters, gmac):
-    plan = plans.vivit(plans.canvas(32, (224, 224), "area"), (2, 16, 16))
+    plan = tubelets(plans.canvas(32, (224, 224), "area"), (2, 16, 16))
     with torch.device("meta"):
         model = ViViT(plan, 768, 12, 12, variant=variant, num_classes=400)
         tubes = {tube.name: torch.empty(1, *tube.shape, dtype=torch.uint8) for tube in plan.tubes}

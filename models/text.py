@@ -66,6 +66,8 @@ class TextEncoder(nn.Module):
         A class is the mean of its prompts' normalised embeddings, normalised again (arXiv:2103.00020, section
         3.1.4); a prompt is a template with the class for its {}.
         """
+        if isinstance(classes, str):
+            raise ValueError(f"classes = {classes!r}: must be a list of names, not one")
         if isinstance(templates, str) or not templates or not all("{}" in text for text in templates):
             raise ValueError(f"templates = {templates!r}: must be a list of texts, each with a {{}} in it")
         prompts = [text.replace("{}", name) for name in classes for text in templates]

@@ -98,6 +98,8 @@ def test_frozen_and_always_in_eval(encoder):
 def test_mistaken_calls_are_named(encoder):
     with pytest.raises(ValueError, match="texts = 'a dog': must be a list"):
         encoder.encode("a dog")
+    with pytest.raises(ValueError, match="classes = 'dog': must be a list"):
+        encoder.zero_shot("dog")
     for templates in ("a {}", [], ["a {}", "photo"]):
         with pytest.raises(
             ValueError, match=r"templates = .*: must be a list of texts, each with a \{\} in it"
@@ -119,17 +121,19 @@ def test_layouts(theirs, encoder, tmp_path):
         assert again.logit_scale == encoder.logit_scale
 
 
-def test_parity_with_hugging_face(tmp_path):
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_parity_with_hugging_face(tmp_path, quick_gelu):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     options = {
-        "text_config": {**sizes, "vocab_size": 49408, "hidden_act": "gelu"},
+        "text_config": {**sizes, "vocab_size": 49408, "hidden_act": "quick_gelu" if quick_gelu else "gelu"},
         "vision_config": {**sizes, "image_size": 32, "patch_size": 16},
         "projection_dim": 24,
     }
     torch.manual_seed(0)
     model: Any = CLIPModel(CLIPModel.config_class(**options)).eval()
     path = written(tmp_path / "hf.safetensors", state_of(model))
-    encoder = text_encoder(ClipConfig(arch=tower_file(tmp_path), pretrained=path))
+    arch = tower_file(tmp_path, quick_gelu=quick_gelu)
+    encoder = text_encoder(ClipConfig(arch=arch, pretrained=path))
     tokens = encoder.tokenizer(TEXTS)
     with torch.no_grad():
         hidden = model.text_model(tokens).last_hidden_state

@@ -71,7 +71,8 @@ class ClipConfig(Frozen):
     random weights. Every `every`-th sampled frame is a key frame, the first one included.
     """
 
-    arch: str | None = None  # an open_clip ViT; None: the model's own default
+    # An open_clip ViT, SigLIP's included, or a config file like open_clip's (.json); None: the model's own.
+    arch: str | None = None
     pretrained: str | None = None
     every: PositiveInt | None = None  # None: the model's own default, mostly 4
 

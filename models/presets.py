@@ -38,6 +38,7 @@ FOUR, DEEP, CORE, PAIRS = plans.TUBEVIT, plans.TUBEVIT_DEEP, plans.TUBEVIT_CORE,
 
 MODELS = {
     "tubevit-tiny": Preset("tubevit", "TubeViT of ViT-Ti width", *TINY, tubes=FOUR),
+    "tubevit-tiny-s2d": Preset("tubevit", "TubeViT-Ti, larger tubes by space-to-depth", *TINY, tubes=DEEP),
     "tubevit-small": Preset("tubevit", "TubeViT of ViT-S width", *SMALL, tubes=FOUR),
     "tubevit-b16": Preset("tubevit", "TubeViT-B, independent kernels", *BASE, tubes=FOUR),
     "tubevit-l16": Preset("tubevit", "TubeViT-L, independent kernels", *LARGE, tubes=FOUR),
@@ -49,7 +50,18 @@ MODELS = {
     "tubevit-b16-interpolated": Preset(
         "tubevit", "TubeViT-B, all kernels resized from one", *BASE, tubes=FOUR, interpolated=True
     ),
-    "vivit-tiny": Preset("vivit", "ViViT of ViT-Ti width, joint attention", *TINY, tubes=PAIRS),
+    "vivit-tiny": Preset("vivit", "ViViT-Ti model 1: joint space-time attention", *TINY, tubes=PAIRS),
+    "vivit-tiny-fe": Preset(
+        "vivit", "ViViT-Ti model 2: factorised encoder", *TINY, tubes=PAIRS, variant="factorised_encoder"
+    ),
+    "vivit-tiny-fsa": Preset(
+        "vivit", "ViViT-Ti model 3: factorised self-attention", *TINY, tubes=PAIRS,
+        variant="factorised_self_attention",
+    ),
+    "vivit-tiny-fdp": Preset(
+        "vivit", "ViViT-Ti model 4: factorised dot-product", 192, 12, 4, tubes=PAIRS,
+        variant="factorised_dot_product",
+    ),
     "vivit-b16x2": Preset("vivit", "ViViT-B model 1: joint space-time attention", *BASE, tubes=PAIRS),
     "vivit-b16x2-fe": Preset(
         "vivit", "ViViT-B model 2: factorised encoder", *BASE, tubes=PAIRS, variant="factorised_encoder"

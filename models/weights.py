@@ -167,6 +167,8 @@ def identity(
     if checkpoint is not None:
         return f"sha256:{_sha256(_file(checkpoint))}"
     parts = []
+    if clip is not None and clip.arch is not None and is_file(clip.arch):
+        parts.append(f"arch:{_sha256(Path(clip.arch))}")
     if clip is not None and clip.pretrained is not None:
         parts.append(_origin(clip.pretrained, clip.arch or registry.preset(name).arch))
     if init is not None:

@@ -3,18 +3,52 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import models
-from models import ClipConfig, build, registry
+from models import ClipConfig, build, registry, weights
+from models.model import Model
 from pipeline.plan import Plan
 
 ROOT = Path(models.__file__).parents[1]
-SMALL = {"frames": 20, "size": (64, 96)}
-LARGE = ["tubevit-l16", "gated-l14"]  # 2.6 GB of weights
+SMALL = {"frames": 32, "size": (64, 96)}
+TOWER = str(Path(__file__).parent / "resources" / "tower.json")  # 64 channels, 4 blocks, 16-pixel patches
+# One name of every kind: those that differ in their sizes alone are the same code.
+KINDS = {
+    (kind.family, kind.tubes, kind.variant, kind.interpolated): name
+    for name, kind in reversed(registry.MODELS.items())
+}
+COMPUTED = sorted(KINDS.values())
+
+
+@pytest.fixture
+def shrunk(monkeypatch):
+    """Every preset with 2 layers of 48 channels, which compute in no time."""
+    for name, kind in registry.MODELS.items():
+        if kind.dim:
+            monkeypatch.setitem(registry.MODELS, name, replace(kind, dim=48, layers=2, heads=4))
+
+
+def options(name: str, **more) -> models.Options:
+    """Small clips, and a tiny CLIP tower where there is one."""
+    clip = {} if registry.preset(name).arch is None else {"clip": ClipConfig(arch=TOWER)}
+    return {**SMALL, **clip, **more}  # type: ignore[typeddict-item]
+
+
+def small(name: str, **more) -> Model:
+    return models.create(name, **options(name, **{"num_classes": 3, **more}))
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Gates and what starts at zero hide the rest: move every trainable weight."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
 
 
 def random_tubes(plan: Plan, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -25,33 +59,87 @@ def random_tubes(plan: Plan, batch: int = 2, seed: int = 0) -> dict[str, torch.T
     }
 
 
-@pytest.mark.parametrize("name", [name for name in models.names() if name not in LARGE])
-def test_contract(name):
-    model = models.create(name, num_classes=3, **SMALL)
-    assert model.plan == models.plan(name, **SMALL)
-    assert model.image_plan == model.plan.image()
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_contract(name, tmp_path):
+    torch.manual_seed(0)
+    model = small(name)
+    assert model.plan == models.plan(name, **options(name))
+    assert model.image_plan == models.image_plan(name, **options(name))
     assert not model.training
+    perturb(model)
     tubes = random_tubes(model.plan)
     with torch.no_grad():
         z = model.embed(tubes)
         assert (z.shape, z.dtype) == ((2, model.dim), torch.float32)
         assert z.isfinite().all()
         assert (z[0] - z[1]).abs().max() > 1e-4
+        assert torch.equal(model.embed(tubes), z)
         alone = model.embed({tube: x[1:] for tube, x in tubes.items()})
         torch.testing.assert_close(alone[0], z[1], atol=1e-4, rtol=1e-4)
         assert model.embed(tubes, torch.tensor([True, False])).shape == z.shape
-        torch.testing.assert_close(model(tubes), model.get_submodule("head")(z))
-        assert model.image_plan is not None
-        images = random_tubes(model.image_plan)
-        assert model.embed(images, torch.tensor([True, False])).shape == z.shape
-        assert model(images).shape == (2, 3)
+        logits = model(tubes)
+        assert logits.shape == (2, 3)
+        if model.image_plan is not None:
+            images = random_tubes(model.image_plan)
+            assert model.embed(images, torch.tensor([True, False])).shape == z.shape
+            assert model(images).shape == (2, 3)
     first = model.plan.tubes[0].name
     with pytest.raises(ValueError, match="tubes have shapes"):
-        model.embed({first: tubes[first][:, :, :1]})
+        model.embed({**tubes, first: tubes[first][:, :, :1]})
+    # The checkpoint, which needs no file but its own.
+    weights.save(model, tmp_path)
+    again = models.create(name, checkpoint=tmp_path, **options(name))
+    assert again.config == model.config
+    with torch.no_grad():
+        assert torch.equal(again(tubes), logits)
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_contract_of_large_models_without_computing(name):
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_gradient_reaches_exactly_what_trains_also_when_activations_are_computed_again(name):
+    torch.manual_seed(0)
+    model = small(name)
+    perturb(model)
+    tubes = random_tubes(model.plan)
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable  # the head, at least
+    gradients = []
+    for recompute in (False, True):
+        model.recompute_activations(recompute)
+        model.zero_grad()
+        model(tubes).square().sum().backward()
+        reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert reached == trainable
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient)
+
+
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_compiles_without_a_break(name):
+    torch.manual_seed(0)
+    model = small(name)
+    perturb(model)
+    tubes = random_tubes(model.plan)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tubes), model(tubes), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_probe_trains_its_head_alone(name):
+    model = small(name, probe=True)
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"head"}
+    model(random_tubes(model.plan)).sum().backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("head."))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_contract_without_computing(name):
     config = registry.resolve(name, {**SMALL, "num_classes": 3})
     with torch.device("meta"):
         model = build.build(config)
@@ -62,11 +150,44 @@ def test_contract_of_large_models_without_computing(name):
             assert model(tubes).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["tubevit-tiny", "clip", "gated-tiny"])
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", ["tubevit-tiny", "vivit-tiny-fe", "clip", "dualpath-b16"])
+def test_a_head_for_each_dataset(name):
+    model = small(name, num_classes={"actions": 5, "objects": 2})
+    perturb(model)
+    tubes = random_tubes(model.plan)
+    actions, objects = model(tubes, dataset="actions"), model(tubes, dataset="objects")
+    assert (actions.shape, objects.shape) == ((2, 5), (2, 2))
+    objects.sum().backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if n.startswith("head.actions."))
+    with pytest.raises(
+        ValueError, match="dataset = None: the model has heads for actions, objects; name one"
+    ):
+        model(tubes)
+    with pytest.raises(ValueError, match="dataset = 'actions': the model has one head, for all"):
+        small(name)(tubes, dataset="actions")
+
+
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", ["tubevit-tiny", "tubevit-tiny-s2d", "gated-tiny"])
+def test_joint_training_an_image_teaches_neither_video_tubes_nor_the_head_of_videos(name):
+    model = small(name, num_classes={"videos": 5, "images": 2})
+    perturb(model)
+    assert model.image_plan is not None
+    model(random_tubes(model.image_plan), dataset="images").square().sum().backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    video_tubes = ("tube_8x8x8", "tube_16x4x4", "tube_4x12x12")
+    assert without == {
+        n for n, _ in model.named_parameters() if n.startswith("head.videos.") or n.endswith(video_tubes)
+    }
+
+
+@pytest.mark.usefixtures("shrunk")
+@pytest.mark.parametrize("name", COMPUTED)
 def test_bfloat16_autocast_stays_close_and_gives_float32(name):
-    clip = None if name == "tubevit-tiny" else ClipConfig(arch="ViT-S-32-alt")
-    model = models.create(name, num_classes=3, clip=clip, **SMALL)
-    open_gates(model)
+    torch.manual_seed(0)
+    model = small(name)
+    perturb(model)
     tubes = random_tubes(model.plan)
     with torch.no_grad():
         exact = model.embed(tubes)
@@ -74,13 +195,6 @@ def test_bfloat16_autocast_stays_close_and_gives_float32(name):
             rounded, logits = model.embed(tubes), model(tubes)
     assert rounded.dtype == logits.dtype == torch.float32
     assert (rounded - exact).norm() < 0.03 * exact.norm()
-
-
-def open_gates(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "gate" in name:
-                parameter.fill_(0.5)
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -165,7 +165,7 @@ def test_positions_are_where_and_when_the_pixels_were(frames: int, height: int, 
     t, h, w = np.moveaxis(tubes[:, :, :, 0, 8, 8].reshape(-1, 3).astype(float), -1, 0)
     expected = np.stack([t + 0.5, h * 4, w * 4], axis=-1)
     torch.testing.assert_close(model.positions[0], sincos_3d(expected, 32))
-    # Flipped, what was right of the middle is left of it, as far from the right edge as it was from the left.
+    # Flipped, the pixel right of the middle is left of it, as far from the right as it was from the left.
     flipped = tubes[:, :, ::-1, :, :, ::-1]
     t, h, w = np.moveaxis(flipped[:, :, :, 0, 8, 7].reshape(-1, 3).astype(float), -1, 0)
     expected = np.stack([t + 0.5, h * 4, width - w * 4], axis=-1)
@@ -386,6 +386,20 @@ def test_clips_of_a_batch_do_not_meet():
     with torch.no_grad():
         alone = model.embed({name: x[1:] for name, x in tubes.items()})
         torch.testing.assert_close(alone, model.embed(tubes)[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_framesets_of_a_clip_do_not_meet():
+    """The mean over two framesets is a sum of what each gives alone."""
+    model = make(32)
+    wake(model)
+    tubes = random_tubes(model.plan, batch=4)
+    framesets = tubes["grid_1x16x16"]
+    framesets[2] = torch.stack([framesets[0, 0], framesets[1, 1]])
+    framesets[3] = torch.stack([framesets[1, 0], framesets[0, 1]])
+    with torch.no_grad():
+        z = model.embed(tubes)[:, :24]
+    assert (z[0] - z[2]).abs().max() > 1e-4
+    torch.testing.assert_close(z[0] + z[1], z[2] + z[3], atol=1e-5, rtol=1e-5)
 
 
 def test_recomputing_activations_changes_no_gradient():

@@ -62,25 +62,6 @@ def test_recomputing_activations_changes_no_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_compile_without_a_break(kind):
-    model = make(kind, num_classes=5)
-    wake(model)
-    tubes, mirrored = random_tubes(model.plan), torch.tensor([True, False])
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tubes, mirrored), model(tubes, mirrored), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["aim", "dualpath"])
-def test_they_compile_without_a_break_while_they_recompute_activations(kind):
-    model = make(kind, num_classes=5)
-    wake(model)
-    model.recompute_activations()
-    tubes = random_tubes(model.plan)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tubes), model(tubes), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_autocast_stays_close_and_gives_float32(kind):
     model = make(kind, num_classes=5)
     wake(model)

@@ -272,7 +272,7 @@ CLIP = ClipConfig()
     ("name", "options", "message"),
     [
         ("tubevit-b61", {}, "model.name = 'tubevit-b61': no such model; did you mean 'tubevit-b16'?"),
-        ("qq", {}, "model.name = 'qq': no such model; choose one of clip, gated-b16"),
+        ("qq", {}, "model.name = 'qq': no such model; choose one of aim-b16, aim-l14, clip"),
         ("tubevit-b16", {"frames": 0}, "frames = 0: must be a positive integer"),
         ("tubevit-b16", {"frames": 16}, "frames = 16: the model's tubes need at least 20 frames"),
         (

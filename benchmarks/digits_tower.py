@@ -61,26 +61,35 @@ def stills(first: int, count: int, split: digits.Split, seed: int) -> tuple[np.n
     return np.concatenate([digits.paint(scene) for scene in scenes]), np.array(answers, dtype=np.int64)
 
 
+def arch(spec: Spec) -> Path:
+    """open_clip's config file of the tower; a relative path starts from the project's folder."""
+    return Path(__file__).parent.parent / spec.arch
+
+
 class Examinee(nn.Module):
     """open_clip's image tower, and one linear layer that answers all questions."""
 
-    def __init__(self, arch: Path) -> None:
+    def __init__(self, config: Path) -> None:
         super().__init__()
-        open_clip.add_model_config(arch)
-        self.visual = open_clip.create_model(arch.stem).visual
+        open_clip.add_model_config(config)
+        self.visual = open_clip.create_model(config.stem).visual
         self.answer = nn.Linear(self.visual.output_dim, sum(QUESTIONS.values()))
+
+    def embed(self, pictures: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) -> the tower's embeddings."""
+        x_BHWC = (torch.from_numpy(pictures).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        return self.visual(x_BHWC.movedim(-1, 1))
 
     def forward(self, pictures: np.ndarray) -> list[Tensor]:
         """uint8 (B, H, W, 3) -> logits of each question."""
-        x_BHWC = (torch.from_numpy(pictures).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        return list(self.answer(self.visual(x_BHWC.movedim(-1, 1))).split(list(QUESTIONS.values()), dim=1))
+        return list(self.answer(self.embed(pictures)).split(list(QUESTIONS.values()), dim=1))
 
 
 def train(spec: Spec, say: Console) -> Examinee:
     torch.manual_seed(spec.seed)
-    model = Examinee(Path(spec.arch))
+    model = Examinee(arch(spec))
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    warm = spec.steps // 10
+    warm = max(1, spec.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * k / spec.steps))
     )
@@ -127,7 +136,7 @@ def weights(folder: Path, spec: Spec | None = None) -> Path:
 
 def frozen(folder: Path, plan: Plan, num_classes: int | None = None) -> Clip:
     """The trained tower on a plan of its patches."""
-    path, image_tower = weights(folder), tower(Path(load().arch))
+    path, image_tower = weights(folder), tower(arch(load()))
     clip = Clip(plan, image_tower, num_classes=num_classes)
     state = clip_weights.rename(load_file(path), image_tower, str(path))
     fit({name: x for name, x in clip.state_dict().items() if not name.startswith(HEAD)}, state, str(path))
@@ -135,12 +144,12 @@ def frozen(folder: Path, plan: Plan, num_classes: int | None = None) -> Clip:
     return clip
 
 
-def tower(arch: Path) -> Tower:
+def tower(path: Path) -> Tower:
     """What an open_clip config file says of its image tower, where it leaves the rest at its default."""
-    config = json.loads(arch.read_text())
+    config = json.loads(path.read_text())
     vision = config["vision_cfg"]
     return Tower(
-        arch=str(arch),
+        arch=str(path),
         image_size=vision["image_size"],
         patch=vision["patch_size"],
         width=vision["width"],

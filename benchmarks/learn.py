@@ -160,7 +160,7 @@ def data(folder: Path, clips: int, seed: int) -> Path:
 
 
 def row(
-    name: str, model: nn.Module, splits: Mapping[digits.Split, tuple[Tubes, np.ndarray]], recipe: Recipe
+    name: str, model: Model, splits: Mapping[digits.Split, tuple[Tubes, np.ndarray]], recipe: Recipe
 ) -> list[str]:
     """Train and test one contender: its line of the table."""
     begun = time.monotonic()

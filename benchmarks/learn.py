@@ -1,6 +1,6 @@
 """Do the models learn to see motion? Each is trained on moving digits and tested on held-out ones.
 
-    python -m benchmarks.learn [--model NAME ...] [--clips 5000] [--epochs 20] [--minutes 10] [--folder DIR]
+    python -m benchmarks.learn [--model NAME ...] [--clips 5000] [--epochs 15] [--minutes 10] [--folder DIR]
 
 The classes are `benchmarks.digits`' eight motions. One frame tells nothing of them, and the mean of what is
 seen in several only half. Two controls say whether that holds: a network that is given one frame, and one

@@ -71,7 +71,7 @@ def test_a_clip_moves_as_its_label_says_and_no_other_way(motion: str) -> None:
 
 
 def seen(number: int) -> np.ndarray:
-    """What one frame shows, (5,): the centre across and down and the orientation as angles, ink, brightness."""
+    """What one frame shows, (5,): centre across and down and orientation as angles, ink, brightness."""
     scene = digits.draw(number, "train", 1)
     frame = np.random.default_rng(number).integers(digits.FRAMES)
     alone = digits.Scene(scene.digit, scene.sample, None, scene.phases[[frame]], scene.ink, scene.paper)

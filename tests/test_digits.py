@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from scipy import stats
 
 from benchmarks import digits, digits_tower, learn
 from models import plans
+from models.model import Model
+from models.tubevit import TubeViT
 from pipeline.corpus import read_corpus
 from pipeline.cut import cut
 from pipeline.plan import Canvas, Plan, Tube
@@ -162,25 +165,31 @@ def painted(plan: Plan, split: digits.Split, count: int) -> tuple[dict[str, np.n
     return tubes, np.arange(count) % 8
 
 
-def learned(name: str, epochs: int, clips: int) -> float:
-    """How much of 400 held-out clips a contender gets right after some training."""
+def learned(make: Callable[[], Model], epochs: int, clips: int) -> float:
+    """How much of 400 held-out clips a model gets right after some training."""
     torch.manual_seed(0)
-    model = learn.CONTENDERS[name](Path())
+    model = make()
     recipe = learn.Recipe(epochs=epochs)
     learn.fit(model, *painted(model.plan, "train", clips), recipe, 0, lambda epoch, loss, share: None)
     return learn.accuracy(model, *painted(model.plan, "held-out", 400))
 
 
 def test_a_small_tubevit_begins_to_see_motion() -> None:
-    """Chance is 1/8; one that sees no order stays below 1/2 however long it trains."""
-    assert learned("tubevit", 4, 1600) > 0.35
+    """Chance is 1/8; it was at 0.44 when this was written."""
+    assert learned(lambda: TubeViT(learn.TUBES, 64, 2, 4, num_classes=8), 10, 800) > 0.35
 
 
 @pytest.mark.slow
-def test_tubevit_learns_motion_and_what_sees_no_order_does_not() -> None:
-    assert learned("one frame (control)", 10, 4000) < 0.20
-    assert learned("mean of 8 frames (control)", 10, 4000) < 0.55
-    assert learned("tubevit", 15, 4000) > 0.85
+@pytest.mark.parametrize(
+    ("name", "epochs", "least", "most"),
+    [
+        ("one frame (control)", 10, 0.08, 0.20),
+        ("mean of 8 frames (control)", 10, 0.20, 0.55),
+        ("tubevit", 15, 0.75, 1.0),
+    ],
+)
+def test_what_sees_no_order_keeps_below_one_half(name: str, epochs: int, least: float, most: float) -> None:
+    assert least < learned(lambda: learn.CONTENDERS[name](Path()), epochs, 4000) < most
 
 
 def test_the_frozen_tower_is_the_one_that_open_clip_trained(tmp_path: Path) -> None:

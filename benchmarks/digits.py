@@ -32,7 +32,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 
 from pipeline.cut import cut
-from pipeline.plan import Canvas, Plan
+from pipeline.plan import Canvas, Plan, Tube
 from pipeline.sampling import Sampling
 from pipeline.storage import locate
 from pipeline.video import Pixels, read_clips
@@ -57,7 +57,7 @@ FRAMES = 32
 RATE = 16
 # How far an attribute moves in a clip, in periods: least and most.
 PERIODS = {"across": (0.5, 1.25), "down": (0.5, 1.25), "turn": (0.3, 0.8), "zoom": (0.8, 1.6)}
-GLYPH_PX = (24.0, 48.0)  # side of the digit's square, smallest and largest
+GLYPH_PX = (32.0, 56.0)  # side of the digit's square, smallest and largest
 HELD_OUT = 5  # every so many: of the samples of a digit, and of the clips
 
 
@@ -203,6 +203,46 @@ def read(folder: Path, plan: Plan, split: Split) -> tuple[dict[str, np.ndarray],
         cut(frames, plan, {name: x[number] for name, x in tubes.items()})
     motions = list(MOTIONS)
     return tubes, np.array([motions.index(row["labels"]) for row in rows], dtype=np.int64)
+
+
+def read_frames(folder: Path, canvas: Canvas, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """As `read`, uncut: uint8 (N, frames, h, w, 3) of `canvas.frame_size`, int64 (N,) motions."""
+    whole = (1, *canvas.shape[1:])
+    plan = Plan(tubes=(Tube(name="whole", kernel=whole, stride=whole, canvas=canvas),))
+    rows, motions = listed(folder / "clips.csv", split), list(MOTIONS)
+    frames = np.empty((len(rows), canvas.frames, *canvas.frame_size, 3), np.uint8)
+    for number, row in enumerate(rows):
+        frames[number] = frames_of(folder / row["uri"], plan)[canvas]
+    return frames, np.array([motions.index(row["labels"]) for row in rows], dtype=np.int64)
+
+
+# The motion that each turns into when its clip is turned a quarter anticlockwise, and when it is played back.
+TURNED = ("down", "up", "left", "right", "clockwise", "anticlockwise", "grow", "shrink")
+REVERSED = ("right", "left", "down", "up", "anticlockwise", "clockwise", "shrink", "grow")
+
+
+def altered(
+    frames: Mapping[Canvas, np.ndarray], motion: int, rng: np.random.Generator
+) -> tuple[dict[Canvas, np.ndarray], int]:
+    """Another clip, as likely as the given one, and its motion: what training may make more clips of.
+
+    Shifted around the torus, turned by quarters, perhaps played backwards, its colour channels exchanged:
+    none of these changes how clips are distributed. Frames are uint8 (T, h, w, 3), h = w a multiple of 16.
+    """
+    down, across = rng.integers(16, size=2)
+    quarters, reverse, channels = int(rng.integers(4)), rng.random() < 0.5, rng.permutation(3)
+    result = {}
+    for canvas, x_THWC in frames.items():
+        step = canvas.frame_size[0] // 16
+        x_THWC = np.roll(x_THWC, (down * step, across * step), (1, 2))
+        x_THWC = np.rot90(x_THWC, quarters, (1, 2))[:: -1 if reverse else 1]
+        result[canvas] = x_THWC[..., channels]
+    name = list(MOTIONS)[motion]
+    for _ in range(quarters):
+        name = TURNED[list(MOTIONS).index(name)]
+    if reverse:
+        name = REVERSED[list(MOTIONS).index(name)]
+    return result, list(MOTIONS).index(name)
 
 
 def frames_of(path: Path, plan: Plan) -> dict[Canvas, np.ndarray]:

@@ -13,7 +13,6 @@ made in the first run and kept in --folder.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import platform
@@ -35,7 +34,8 @@ from models import plans
 from models.gated import Gated
 from models.model import Model
 from models.tubevit import TubeTrunk, TubeViT
-from pipeline.plan import Plan, Tube
+from pipeline.cut import cut
+from pipeline.plan import Canvas, Plan, Tube
 
 out = Console(width=140)
 CLASSES = len(digits.MOTIONS)
@@ -43,7 +43,26 @@ CANVAS = plans.canvas(digits.FRAMES, (digits.SIZE_PX, digits.SIZE_PX), "area")
 TUBES = plans.tubes(CANVAS, plans.TUBEVIT)
 KEY_FRAMES = plans.clip(CANVAS, patch=16, every=4)
 
-Tubes = Mapping[str, np.ndarray]
+
+@dataclass(frozen=True)
+class Clips:
+    """A split: uint8 (N, T, h, w, 3) for each canvas, and int64 (N,) motions."""
+
+    frames: Mapping[Canvas, np.ndarray]
+    labels: np.ndarray
+
+    def batch(
+        self, plan: Plan, chosen: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The tubes and motions of some clips; with `rng`, of others made of them by `digits.altered`."""
+        tubes = {tube.name: np.empty((len(chosen), *tube.shape), np.uint8) for tube in plan.tubes}
+        labels = self.labels[chosen]
+        for row, number in enumerate(chosen):
+            frames = {canvas: self.frames[canvas][number] for canvas in plan.canvases}
+            if rng is not None:
+                frames, labels[row] = digits.altered(frames, labels[row], rng)
+            cut(frames, plan, {name: x[row] for name, x in tubes.items()})
+        return {name: torch.from_numpy(x) for name, x in tubes.items()}, torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,7 @@ class Recipe:
     weight_decay: float = 0.05
     warm_up: float = 0.1  # of all steps
     clip_norm: float = 1.0
+    alter: bool = True  # show altered clips, never the same twice
     minutes: float = math.inf  # after these it stops, wherever it is
 
 
@@ -101,7 +121,7 @@ CONTENDERS: dict[str, Callable[[Path], Model]] = {
 }
 
 
-def fit(model: Model, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: int, say: Callable) -> int:
+def fit(model: Model, clips: Clips, recipe: Recipe, seed: int, say: Callable) -> int:
     """Train in place; how many epochs. `say` is told of each: its number, mean loss, accuracy as it went."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -109,7 +129,7 @@ def fit(model: Model, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: in
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    steps = recipe.epochs * (len(labels) // recipe.batch)
+    steps = recipe.epochs * (len(clips.labels) // recipe.batch)
     warm = max(1, int(recipe.warm_up * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * k / steps))
@@ -119,10 +139,10 @@ def fit(model: Model, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: in
     for epoch in range(recipe.epochs):
         model.train()
         losses, hits = [], 0
-        shuffled = order.permutation(len(labels))[: len(labels) // recipe.batch * recipe.batch]
+        shuffled = order.permutation(len(clips.labels))[: len(clips.labels) // recipe.batch * recipe.batch]
         for chosen in shuffled.reshape(-1, recipe.batch):
-            wanted = torch.from_numpy(labels[chosen])
-            logits = model(take(tubes, chosen))
+            tubes, wanted = clips.batch(model.plan, chosen, order if recipe.alter else None)
+            logits = model(tubes)
             loss = functional.cross_entropy(logits, wanted)
             optimizer.zero_grad()
             loss.backward()
@@ -137,17 +157,16 @@ def fit(model: Model, tubes: Tubes, labels: np.ndarray, recipe: Recipe, seed: in
     return recipe.epochs
 
 
-def accuracy(model: Model, tubes: Tubes, labels: np.ndarray, batch: int = 250) -> float:
+def accuracy(model: Model, clips: Clips, size: int = 250) -> float:
+    """The share of clips, as they are, whose motion the model names."""
     model.eval()
+    parts = np.array_split(np.arange(len(clips.labels)), math.ceil(len(clips.labels) / size))
+    hits = 0
     with torch.inference_mode():
-        parts = np.array_split(np.arange(len(labels)), math.ceil(len(labels) / batch))
-        hits = [(model(take(tubes, part)).argmax(1).numpy() == labels[part]).sum() for part in parts]
-    return float(sum(hits)) / len(labels)
-
-
-def take(tubes: Tubes, chosen: np.ndarray) -> dict[str, Tensor]:
-    """A batch of clips."""
-    return {name: torch.from_numpy(x[chosen]) for name, x in tubes.items()}
+        for part in parts:
+            tubes, wanted = clips.batch(model.plan, part)
+            hits += int((model(tubes).argmax(1) == wanted).sum())
+    return hits / len(clips.labels)
 
 
 def data(folder: Path, clips: int, seed: int) -> Path:
@@ -159,9 +178,12 @@ def data(folder: Path, clips: int, seed: int) -> Path:
     return place
 
 
-def row(
-    name: str, model: Model, splits: Mapping[digits.Split, tuple[Tubes, np.ndarray]], recipe: Recipe
-) -> list[str]:
+def read(place: Path, canvases: list[Canvas], split: digits.Split) -> Clips:
+    found = {canvas: digits.read_frames(place, canvas, split) for canvas in canvases}
+    return Clips({canvas: frames for canvas, (frames, _) in found.items()}, found[canvases[0]][1])
+
+
+def row(name: str, model: Model, train: Clips, held_out: Clips, recipe: Recipe) -> list[str]:
     """Train and test one contender: its line of the table."""
     begun = time.monotonic()
 
@@ -169,8 +191,7 @@ def row(
         seconds = time.monotonic() - begun
         out.print(f"{name}: epoch {epoch + 1}, loss {loss:.3f}, {accuracy:.1%} right, {seconds:.0f} s")
 
-    train, held_out = splits["train"], splits["held-out"]
-    epochs = fit(model, *train, recipe, 0, say)
+    epochs = fit(model, train, recipe, 0, say)
     seconds = time.monotonic() - begun
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -181,8 +202,8 @@ def row(
         f"{trained:,}",
         str(epochs),
         f"{seconds:.0f}",
-        f"{accuracy(model, *train):.1%}",
-        f"{accuracy(model, *held_out):.1%}",
+        f"{accuracy(model, train):.1%}",
+        f"{accuracy(model, held_out):.1%}",
     ]
 
 
@@ -203,16 +224,15 @@ def main() -> None:
     for name in arguments.model:
         torch.manual_seed(arguments.seed)
         models[name] = CONTENDERS[name](arguments.folder)
-    # Videos are decoded once, for all of them.
-    plan = functools.reduce(Plan.union, [model.plan for model in models.values()])
-    read = {split: digits.read(place, plan, split) for split in digits.SPLITS}
+    # Videos are decoded once for all models.
+    canvases = dict.fromkeys(canvas for model in models.values() for canvas in model.plan.canvases)
+    train, held_out = (read(place, list(canvases), split) for split in digits.SPLITS)
     table = Table(title=f"motions of held-out digits, {arguments.clips} clips, fp32", title_justify="left")
     for column in ("model", "tokens", "params", "trained", "epochs", "seconds", "train", "held-out"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, model in models.items():
-        splits = {split: (plan.take(tubes, model.plan), labels) for split, (tubes, labels) in read.items()}
         torch.manual_seed(arguments.seed)
-        table.add_row(*row(name, model, splits, recipe))
+        table.add_row(*row(name, model, train, held_out, recipe))
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {arguments.threads} threads"
     out.print(f"{time.strftime('%Y-%m-%d')}  {versions} of {os.cpu_count()} cores")
     out.print(table)

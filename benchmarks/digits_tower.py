@@ -21,17 +21,18 @@ import torch
 import yaml
 from pydantic import PositiveFloat, PositiveInt
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import digits
 from models import clip_weights
 from models.clip import Clip
+from models.config import ClipConfig
 from models.tokenizer import MEAN, STD
-from models.towers import Tower
+from models.towers import Tower, tower
 from models.weights import HEAD, fit
-from pipeline.plan import Frozen, Plan
+from pipeline.plan import Frozen
 
 SPEC = Path(__file__).parent / "specs" / "digits_tower.yaml"
 # What is asked of an embedding, and how many answers there are.
@@ -134,35 +135,16 @@ def weights(folder: Path, spec: Spec | None = None) -> Path:
     return path
 
 
-def frozen(folder: Path, plan: Plan, num_classes: int | None = None) -> Clip:
-    """The trained tower on a plan of its patches."""
-    path, image_tower = weights(folder), tower(arch(load()))
-    clip = Clip(plan, image_tower, num_classes=num_classes)
-    state = clip_weights.rename(load_file(path), image_tower, str(path))
-    fit({name: x for name, x in clip.state_dict().items() if not name.startswith(HEAD)}, state, str(path))
+def arch_of(spec: Spec | None = None) -> Tower:
+    """The tower as our models take it."""
+    return tower(str(arch(spec or load())))
+
+
+def fill(clip: Clip, folder: Path) -> None:
+    """Give a model's frozen tower the trained weights, which are made if they are not there."""
+    state = clip_weights.state(ClipConfig(arch=clip.tower.arch, pretrained=str(weights(folder))))
+    fit({name: x for name, x in clip.state_dict().items() if not name.startswith(HEAD)}, state, str(folder))
     clip.load_state_dict(state, strict=False)
-    return clip
-
-
-def tower(path: Path) -> Tower:
-    """What an open_clip config file says of its image tower, where it leaves the rest at its default."""
-    config = json.loads(path.read_text())
-    vision = config["vision_cfg"]
-    return Tower(
-        arch=str(path),
-        image_size=vision["image_size"],
-        patch=vision["patch_size"],
-        width=vision["width"],
-        layers=vision["layers"],
-        heads=vision["width"] // vision["head_width"],
-        mlp_dim=4 * vision["width"],
-        embed_dim=config["embed_dim"],
-        activation="gelu",
-        layer_scale=None,
-        norm_pre=True,
-        pool="tok",
-        pool_then_norm=False,
-    )
 
 
 def main() -> None:

@@ -28,19 +28,26 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import digits
-from benchmarks.digits_tower import frozen
+from benchmarks import digits, digits_tower
 from models import plans
+from models.aim import AIM
+from models.clip import Clip
+from models.config import TubeConfig, Variant
+from models.dualpath import DualPath
 from models.gated import Gated
+from models.grafted import Grafted
 from models.model import Model
+from models.pretrained import clip_of
+from models.st_adapter import STAdapter
+from models.towers import Tower
 from models.tubevit import TubeTrunk, TubeViT
+from models.vivit import ViViT
 from pipeline.cut import cut
 from pipeline.plan import Canvas, Plan, Tube
 
 out = Console(width=140)
 CLASSES = len(digits.MOTIONS)
 CANVAS = plans.canvas(digits.FRAMES, (digits.SIZE_PX, digits.SIZE_PX), "area")
-TUBES = plans.tubes(CANVAS, plans.TUBEVIT)
 KEY_FRAMES = plans.clip(CANVAS, patch=16, every=4)
 
 
@@ -105,19 +112,62 @@ class Frames(Model):
         return self.encoder(x_bCHW).unflatten(0, (len(frames_BFHWC), -1)).mean(1)
 
 
-# What is compared: a model, given the folder of the frozen towers' weights.
+SMALL = (96, 4, 4)  # width, layers and heads of what is no tower
+
+
+def tubevit(tubes: tuple[TubeConfig, ...] = plans.TUBEVIT, *, interpolated: bool = False) -> Model:
+    merges = {name: tube.space_to_depth for name, tube in zip(plans.tube_names(tubes), tubes, strict=True)}
+    trunk = TubeTrunk(plans.tubes(CANVAS, tubes), *SMALL, merges=merges, interpolated=interpolated)
+    return TubeViT(trunk, num_classes=CLASSES)
+
+
+def vivit(variant: Variant) -> Model:
+    return ViViT(plans.tubes(CANVAS, plans.VIVIT), *SMALL, variant=variant, num_classes=CLASSES)
+
+
+def on_tower(make: Callable[[Tower], Model]) -> Callable[[Path], Model]:
+    """A model on the frozen tower whose weights are in a folder."""
+
+    def made(folder: Path) -> Model:
+        model = make(digits_tower.arch_of())
+        digits_tower.fill(clip_of(model), folder)
+        return model
+
+    return made
+
+
+def gated(tower: Tower) -> Model:
+    tubes = plans.tubes(CANVAS, plans.TUBEVIT)
+    trunk = TubeTrunk(tubes, *SMALL)
+    return Gated(tubes.union(KEY_FRAMES), Clip(KEY_FRAMES, tower), trunk, (1, 2, 3), num_classes=CLASSES)
+
+
+def grafted(tower: Tower) -> Model:
+    first = plans.clip(CANVAS, patch=16, every=digits.FRAMES)
+    tubes = plans.tubes(CANVAS, plans.GRAFTED)
+    merges = {tube.name: (1, 2, 2) for tube in tubes.tubes}
+    return Grafted(tubes.union(first), Clip(first, tower), tubes, 2, merges=merges, num_classes=CLASSES)
+
+
+# What is compared: a model, given the folder of the frozen tower's weights.
 CONTENDERS: dict[str, Callable[[Path], Model]] = {
     "one frame (control)": lambda folder: Frames(1),
     "mean of 8 frames (control)": lambda folder: Frames(8),
-    "frozen CLIP, mean of 8": lambda folder: frozen(folder, KEY_FRAMES, CLASSES),
-    "tubevit": lambda folder: TubeViT(TubeTrunk(TUBES, 96, 4, 4), num_classes=CLASSES),
-    "gated": lambda folder: Gated(
-        TUBES.union(KEY_FRAMES),
-        frozen(folder, KEY_FRAMES),
-        TubeTrunk(TUBES, 96, 4, 4),
-        (1, 2, 3),
-        num_classes=CLASSES,
-    ),
+    "CLIP, mean of 8 (baseline)": on_tower(lambda tower: Clip(KEY_FRAMES, tower, num_classes=CLASSES)),
+    "tubevit": lambda folder: tubevit(),
+    "tubevit-s2d": lambda folder: tubevit(plans.TUBEVIT_DEEP),
+    "tubevit-core": lambda folder: tubevit(plans.TUBEVIT_CORE),
+    "tubevit-interpolated": lambda folder: tubevit(interpolated=True),
+    "vivit": lambda folder: vivit("joint"),
+    "vivit-fe": lambda folder: vivit("factorised_encoder"),
+    "vivit-fsa": lambda folder: vivit("factorised_self_attention"),
+    "vivit-fdp": lambda folder: vivit("factorised_dot_product"),
+    "vivit-mean (baseline)": lambda folder: vivit("frame_mean"),
+    "gated": on_tower(gated),
+    "grafted": on_tower(grafted),
+    "dualpath": on_tower(lambda tower: DualPath(plans.dualpath(CANVAS, 16), tower, num_classes=CLASSES)),
+    "aim": on_tower(lambda tower: AIM(KEY_FRAMES, tower, num_classes=CLASSES)),
+    "st-adapter": on_tower(lambda tower: STAdapter(KEY_FRAMES, tower, num_classes=CLASSES)),
 }
 
 

@@ -138,13 +138,13 @@ def models(
         print(json.dumps([asdict(summary) for summary in found], indent=1))
         return
     caption = "views of 32 x 224 x 224 px; a multiply-add is two operations; more: tubelet models NAME"
-    table = Table(caption=caption if name is None else None, caption_justify="left")
+    table = Table(caption=caption if name is None else None, caption_justify="left", padding=(0, 0))
     table.add_column("model", no_wrap=True)
     for column in ("tokens", "params", "trained", "GFLOPs", "KB/clip", "dim"):
         table.add_column(column, justify="right", no_wrap=True)
     for s in found:
         sizes = (f"{n / 1e6:.1f} M" for n in (s.parameters, s.trainable))
-        work = (f"{s.gflops_per_view:,.0f}", f"{s.bytes_per_clip / 1e3:,.1f}", str(s.dim))
+        work = (f"{s.gflops_per_view:,.0f}", f"{s.bytes_per_clip / 1e3:,.0f}", str(s.dim))
         table.add_row(s.name, f"{s.tokens:,}", *sizes, *work)
     out.print(table)
     if name is not None:

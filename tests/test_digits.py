@@ -14,8 +14,9 @@ from scipy import stats
 
 from benchmarks import digits, digits_tower, learn
 from models import plans
+from models.clip import Clip
 from models.model import Model
-from models.tubevit import TubeViT
+from models.tubevit import TubeTrunk, TubeViT
 from pipeline.corpus import read_corpus
 from pipeline.plan import Canvas, Plan, Tube
 
@@ -193,7 +194,8 @@ def learned(make: Callable[[], Model], epochs: int, clips: int) -> float:
 
 def test_a_small_tubevit_begins_to_see_motion() -> None:
     """Chance is 1/8; it was at 0.44 when this was written."""
-    assert learned(lambda: TubeViT(learn.TUBES, 64, 2, 4, num_classes=8), 10, 800) > 0.35
+    tubes = plans.tubes(learn.CANVAS, plans.TUBEVIT)
+    assert learned(lambda: TubeViT(TubeTrunk(tubes, 64, 2, 4), num_classes=8), 10, 800) > 0.35
 
 
 @pytest.mark.slow
@@ -212,7 +214,10 @@ def test_what_sees_no_order_keeps_below_one_half(name: str, epochs: int, least: 
 def test_the_frozen_tower_is_the_one_that_open_clip_trained(tmp_path: Path) -> None:
     spec = digits_tower.load().model_copy(update={"steps": 2, "batch": 4})
     digits_tower.weights(tmp_path, spec)
-    clip = digits_tower.frozen(tmp_path, plans.clip(learn.CANVAS, 16, 4).image())
+    still = learn.KEY_FRAMES.image()
+    assert still is not None
+    clip = Clip(still, digits_tower.arch_of())
+    digits_tower.fill(clip, tmp_path)
     theirs = digits_tower.train(spec, Console(quiet=True))  # the same once more
     pictures, _ = digits_tower.stills(0, 8, "held-out", 0)
     patches = pictures.reshape(8, 4, 16, 4, 16, 3).swapaxes(2, 3)[:, None, :, :, None]

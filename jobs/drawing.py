@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import models
+from jobs import page
+from jobs.page import ALERT, GAP_PX, INK, LABEL_PX, MOST_PX, TEXT_PX, TITLE_PX, WHITE, Colour
 from jobs.scene import Panel, Scene, read_scene
 from pipeline.errors import MediaError, SpecError, SpecListError, StorageError
 from pipeline.plan import Canvas, Plan, Tube
@@ -18,18 +19,12 @@ from pipeline.sampling import Sampling
 from pipeline.storage import locate, write_atomic
 from pipeline.tables import IMAGE_SUFFIXES, suffix_of
 
-Colour = tuple[int, int, int]
 # Told apart with any colour vision (Okabe and Ito); the bright ones first, which stand out from pictures.
 COLOURS: tuple[Colour, ...] = (
     (86, 180, 233), (230, 159, 0), (240, 228, 66), (204, 121, 167), (0, 158, 115), (213, 94, 0),
     (0, 114, 178),
 )  # fmt: skip
-WHITE, INK, ALERT = (255, 255, 255), (20, 20, 20), (176, 58, 0)
 FILL = 0.25  # the share of its colour in a footprint
-GAP_PX = 12
-GRID_PX, COLUMNS = 3700, 8  # how wide a grid of images may be, and how many stand abreast if they are small
-LEAST_PX, MOST_PX = 160, 900  # of an image: the least room in width, and the most in both
-TITLE_PX, TEXT_PX, LABEL_PX = 44, 28, 20
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MOST_FRAMES, MOST_PIXELS = 512, 1 << 27  # of a clip: more is no page that anyone could look at
 
@@ -95,15 +90,12 @@ def inspect(
 def draw(scene: Scene, plan: Plan, title: str) -> Image.Image:
     """The whole page: facts and a legend of the tubes, and below the images of each canvas in order."""
     colours = {tube: COLOURS[i % len(COLOURS)] for i, tube in enumerate(plan.tubes)}
-    about = _column([_text([title], TITLE_PX), _text(scene.facts, TEXT_PX), _legend(colours)])
-    blocks = [_row([scene.whole, about], 3 * GAP_PX)]
+    about = page.column([page.text([title], TITLE_PX), page.text(scene.facts, TEXT_PX), _legend(colours)])
+    blocks = [page.row([scene.whole, about], 3 * GAP_PX)]
     for canvas, panels in scene.panels.items():
         own = {tube: colour for tube, colour in colours.items() if tube.canvas == canvas}
-        blocks.append(_column([_text([_name(canvas)], TEXT_PX), _grid(panels, own)]))
-    page = _column(blocks, 3 * GAP_PX)
-    framed = Image.new("RGB", (page.width + 4 * GAP_PX, page.height + 4 * GAP_PX), WHITE)
-    framed.paste(page, (2 * GAP_PX, 2 * GAP_PX))
-    return framed
+        blocks.append(page.column([page.text([_name(canvas)], TEXT_PX), _grid(panels, own)]))
+    return page.framed(blocks)
 
 
 def paint(image: np.ndarray, at: int, colours: dict[Tube, Colour], scale: int = 1) -> np.ndarray:
@@ -147,75 +139,38 @@ def _legend(colours: dict[Tube, Colour]) -> Image.Image:
     """A line a tube: colour, name, sizes as T x H x W, tokens, and the images it starts at."""
     rows = [("tube", "kernel", "stride", "offset", "tokens", "from image")]
     for tube in colours:
-        kernel, stride, offset, grid = (
+        kernel, stride, offset, places = (
             " x ".join(map(str, sizes)) for sizes in (tube.kernel, tube.stride, tube.offset, tube.grid)
         )
         starts = list(map(str, tube.origins[0]))
         shown = ", ".join(starts if len(starts) <= 8 else [*starts[:3], "...", starts[-1]])
-        rows.append((tube.name, kernel, stride, offset, f"{grid} = {tube.tokens:,}", shown))
-    columns = [_text(column, TEXT_PX) for column in zip(*rows, strict=True)]
+        rows.append((tube.name, kernel, stride, offset, f"{places} = {tube.tokens:,}", shown))
+    columns = [page.text(lines, TEXT_PX) for lines in zip(*rows, strict=True)]
     side = columns[0].height // len(rows)
     keys = Image.new("RGB", (side, columns[0].height), WHITE)
     for i, colour in enumerate(colours.values(), 1):
         box = (2, i * side + 4, side - 12, (i + 1) * side - 10)
         ImageDraw.Draw(keys).rectangle(box, fill=colour, outline=INK)
-    return _row([keys, *columns], 3 * GAP_PX)
+    return page.row([keys, *columns], 3 * GAP_PX)
 
 
 def _grid(panels: Sequence[Panel], colours: dict[Tube, Colour]) -> Image.Image:
-    abreast = COLUMNS if panels[0].image.shape[1] <= GRID_PX // COLUMNS else COLUMNS // 2
-    columns = min(len(panels), max(abreast, math.isqrt(len(panels))))
-    room = min(max(GRID_PX // columns - GAP_PX, LEAST_PX), MOST_PX)
+    columns, room_px = page.room(len(panels), panels[0].image.shape[1])
     noted = any(panel.note for panel in panels)
-    cells = [_cell(panel, at, colours, room, noted) for at, panel in enumerate(panels)]
-    return _row([_column(cells[i::columns]) for i in range(columns)])
+    return page.grid([_cell(panel, at, colours, room_px, noted) for at, panel in enumerate(panels)], columns)
 
 
-def _cell(panel: Panel, at: int, colours: dict[Tube, Colour], room: int, noted: bool) -> Image.Image:
+def _cell(panel: Panel, at: int, colours: dict[Tube, Colour], room_px: int, noted: bool) -> Image.Image:
     """An image below its label, every pixel doubled, tripled, ... while there is room, or shrunk to fit."""
     height, width = panel.image.shape[:2]
-    scale = max(1, min(room // width, MOST_PX // height))
+    scale = page.enlargement(height, width, room_px)
     if panel.touched:
         drawn = paint(panel.image, at, colours, scale)
     else:
         drawn = panel.image.repeat(scale, axis=0).repeat(scale, axis=1) // 4 + 64
         drawn[np.indices(drawn.shape[:2]).sum(axis=0) % 24 < 2] = 150
     picture = Image.fromarray(drawn)
-    picture.thumbnail((room, MOST_PX))
-    size = max(10, min(LABEL_PX, room // 20))
-    note = [_text([panel.note], size, ALERT)] if noted else []
-    return _column([_text([panel.label], size), *note, picture], 0)
-
-
-def _text(lines: Sequence[str], size_px: int, colour: Colour = INK) -> Image.Image:
-    font, height = _font(size_px), round(size_px * 1.4)
-    # What is no character at all, as a file's name may hold, cannot be drawn.
-    lines = [line.encode(errors="replace").decode() for line in lines]
-    width = math.ceil(max(font.getlength(line) for line in lines))
-    image = Image.new("RGB", (max(1, width), height * len(lines)), WHITE)
-    for i, line in enumerate(lines):
-        ImageDraw.Draw(image).text((0, i * height), line, fill=colour, font=font)
-    return image
-
-
-@lru_cache
-def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size_px)
-
-
-def _row(images: Sequence[Image.Image], gap: int = GAP_PX) -> Image.Image:
-    size = (sum(image.width + gap for image in images) - gap, max(image.height for image in images))
-    row, x = Image.new("RGB", size, WHITE), 0
-    for image in images:
-        row.paste(image, (x, 0))
-        x += image.width + gap
-    return row
-
-
-def _column(images: Sequence[Image.Image], gap: int = GAP_PX) -> Image.Image:
-    size = (max(image.width for image in images), sum(image.height + gap for image in images) - gap)
-    column, y = Image.new("RGB", size, WHITE), 0
-    for image in images:
-        column.paste(image, (0, y))
-        y += image.height + gap
-    return column
+    picture.thumbnail((room_px, MOST_PX))
+    size = max(10, min(LABEL_PX, room_px // 20))
+    note = [page.text([panel.note], size, ALERT)] if noted else []
+    return page.column([page.text([panel.label], size), *note, picture], 0)

@@ -156,38 +156,62 @@ def models(
 @app.command()
 def inspect(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video or an image: a path, or a URI.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="Whose tubes: `tubelet models` lists them.")],
     output: Annotated[str, typer.Option(metavar="FILE.png", help="Where to draw: a .png or a .jpg.")],
-    frames: Annotated[int, typer.Option(help="Sampled frames of a clip.")] = 32,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose tubes: `tubelet models` lists them.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Its weights: draw its kernels and attention too, beside FILE."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Sampled frames of a clip (the checkpoint's, or 32).")
+    ] = None,
     stride: Annotated[int | None, typer.Option(help="Every so many frames of the video (2).")] = None,
     fps: Annotated[float | None, typer.Option(help="Or so many frames a second.")] = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the canvas, in pixels.")] = "224x224",
-    filter: Annotated[str, typer.Option(help="Scaling: area, bilinear or bicubic.")] = "area",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of the canvas in pixels (the checkpoint's, or 224x224)."),
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(help="Scaling: area, bilinear, bicubic (the checkpoint's, or area).")
+    ] = None,
     end: Annotated[str, typer.Option(help="Past the end: repeat, loop or drop.")] = "repeat",
     clips: Annotated[int, typer.Option(help="How many clips to spread over the video.")] = 1,
     clip: Annotated[int | None, typer.Option(help="Which of them, from 0 on (the middle one).")] = None,
     start_seconds: Annotated[float | None, typer.Option(help="Only what is shown from here on.")] = None,
     end_seconds: Annotated[float | None, typer.Option(help="Only what is shown before.")] = None,
 ) -> None:
-    """Draw the sampled frames of a clip, and on them what a model looks at: every tube's footprint."""
+    """Draw the sampled frames of a clip, and on them what a model looks at: every tube's footprint.
+
+    With a checkpoint, what it has learned as well: x-kernels.png, and x-attention.png, where it looks.
+    """
     from pydantic import ValidationError
 
     from jobs.drawing import inspect as draw_clip
     from jobs.mistakes import explain
+    from jobs.pictures import stored
+    from models.config import ModelConfig
     from pipeline.sampling import Sampling
 
-    asked = {"frames": frames, "stride": stride, "fps": fps, "filter": filter, "end": end, "clips": clips}
-    sides = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", size)
-    if sides is None:
-        raise SpecError("--size", size, "write it as HEIGHTxWIDTH in pixels, for example 224x224")
-    asked["height_px"], asked["width_px"] = map(int, sides.groups())
+    config = ModelConfig(name=model or "") if checkpoint is None else stored(checkpoint, model)
+    asked = {"stride": stride, "fps": fps, "end": end, "clips": clips}
+    asked["frames"] = config.frames if frames is None else frames
+    asked["filter"] = config.filter if filter is None else filter
+    asked["height_px"], asked["width_px"] = config.size
+    if size is not None:
+        sides = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", size)
+        if sides is None:
+            raise SpecError("--size", size, "write it as HEIGHTxWIDTH in pixels, for example 224x224")
+        asked["height_px"], asked["width_px"] = map(int, sides.groups())
     try:
         sampling = Sampling.model_validate(asked)
     except ValidationError as error:
         # What is wrong with several options together begins with their names already.
         raise SpecListError([f"--{line.removeprefix('spec: ')}" for line in explain(error, {})]) from None
-    drawn = draw_clip(video, model, output, sampling, clip, (start_seconds, end_seconds))
-    out.print(f"{output}: {drawn.width} x {drawn.height} px", highlight=False, markup=False, soft_wrap=True)
+    drawn = draw_clip(video, model, output, sampling, clip, (start_seconds, end_seconds), checkpoint)
+    for name, image in drawn.items():
+        out.print(f"{name}: {image.width} x {image.height} px", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

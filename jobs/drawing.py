@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 import models
-from jobs import page
+from jobs import page, pictures
 from jobs.page import ALERT, GAP_PX, INK, LABEL_PX, MOST_PX, TEXT_PX, TITLE_PX, WHITE, Colour
 from jobs.scene import Panel, Scene, read_scene
 from pipeline.errors import MediaError, SpecError, SpecListError, StorageError
@@ -31,36 +33,49 @@ MOST_FRAMES, MOST_PIXELS = 512, 1 << 27  # of a clip: more is no page that anyon
 
 def inspect(
     video: str,
-    model: str,
+    model: str | None,
     output: str,
     sampling: Sampling,
     clip: int | None = None,
     span_seconds: tuple[float | None, float | None] = (None, None),
-) -> Image.Image:
-    """Draw one clip of a video, or an image, into the file `output`.
+    checkpoint: str | None = None,
+) -> dict[str, Image.Image]:
+    """Draw one clip of a video, or an image, into the file `output`; the files and what is in them.
 
     Args:
+        model: its name; may be left out with a checkpoint, which knows it.
         sampling: with `clips`.
         clip: which of them; None: the middle one.
         span_seconds: see `choose_clips`.
+        checkpoint: a folder that training wrote; then its kernels and its attention are drawn as well, into
+            files beside `output`: a page of each, as one of all would be too high to be looked at.
 
     Raises:
         SpecError: what is asked for cannot be drawn; it names the option of the command that asks for it.
     """
     if suffix_of(output) not in FORMATS:
         raise SpecError("--output", output, f"its name must end with one of {', '.join(FORMATS)}")
-    place, target = locate(video, "VIDEO"), locate(output, "--output")
-    if place == target:
+    kinds = ("", "-kernels", "-attention") if checkpoint is not None else ("",)
+    outputs = [f"{output.removesuffix(suffix := Path(output).suffix)}{kind}{suffix}" for kind in kinds]
+    place = locate(video, "VIDEO")
+    if place in [locate(name, "--output") for name in outputs]:
         raise SpecError("--output", output, "this is the input; give the drawing a name of its own")
     size = (sampling.height_px, sampling.width_px)
     if sampling.frames > MOST_FRAMES or sampling.frames * size[0] * size[1] > MOST_PIXELS:
         most = f"draw at most {MOST_FRAMES} frames, of {MOST_PIXELS:,} pixels together"
         raise SpecError("--frames", sampling.frames, f"too many of {size[0]}x{size[1]}; {most}")
     options: models.Options = {"frames": sampling.frames, "size": size, "filter": sampling.filter}
+    if checkpoint is not None:
+        config = pictures.stored(checkpoint, model)
+        model, options = config.name, {**pictures.options(config), **options}
+    elif model is None:
+        raise SpecError("--model", None, "name a model (`tubelet models` lists them), or give a --checkpoint")
     try:
         plan, image_plan = models.plan(model, **options), models.image_plan(model, **options)
-    except ValueError as error:
-        raise SpecListError([f"--{str(error).replace('model.name', 'model', 1)}"]) from None
+        if checkpoint is not None:
+            models.check(model, checkpoint=checkpoint, **options)
+    except (ValueError, OSError) as error:
+        raise SpecListError([_in_options(str(error), checkpoint)]) from None
     if suffix_of(video) in IMAGE_SUFFIXES:
         if image_plan is None:
             raise SpecError("--model", model, "it has no plan for images; give it a video")
@@ -77,14 +92,38 @@ def inspect(
         at = error.position_seconds
         part = "" if at is None else f" at {at:.3f} s; --start-seconds and --end-seconds choose another part"
         raise SpecError("VIDEO", video, f"{error}{part}") from None
-    drawn, data = draw(scene, plan, f"{place.path.rpartition('/')[2]}    {model}"), io.BytesIO()
-    drawn.save(data, FORMATS[suffix_of(output)], quality=90)
+    title = f"{place.path.rpartition('/')[2]}    {model}"
+    drawn = [draw(scene, plan, title)]
+    if checkpoint is not None:
+        try:
+            learned = models.create(model, checkpoint=checkpoint, **options)
+        except (ValueError, OSError) as error:
+            raise SpecListError([_in_options(str(error), checkpoint)]) from None
+        title = f"{title}    {checkpoint}"
+        drawn.append(pictures.draw_kernels(learned, title))
+        drawn.append(pictures.draw_attention(scene, plan, learned, title))
+    pages = dict(zip(outputs, drawn, strict=True))
+    for name, image in pages.items():
+        _write(name, image)
+    return pages
+
+
+def _in_options(text: str, checkpoint: str | None) -> str:
+    """What `models` finds wrong, with the option of the command that says so."""
+    option = re.match(r"(?:model\.)?(name|frames|size|filter|checkpoint)\b", text)
+    if option is not None:
+        return f"--{option[1].replace('name', 'model')}{text[option.end() :]}"
+    return text if checkpoint is None else f"--checkpoint = {checkpoint!r}: {text}"
+
+
+def _write(output: str, image: Image.Image) -> None:
+    data = io.BytesIO()
+    image.save(data, FORMATS[suffix_of(output)], quality=90)
     try:
-        write_atomic(target, data.getvalue())
+        write_atomic(locate(output, "--output"), data.getvalue())
     except StorageError as error:
         reason = getattr(error.__cause__, "strerror", None) or " ".join(str(error.__cause__).split())
         raise SpecError("--output", output, f"cannot be written to ({reason})") from None
-    return drawn
 
 
 def draw(scene: Scene, plan: Plan, title: str) -> Image.Image:

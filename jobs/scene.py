@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +35,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip. whole: a frame of it, uncropped, as a viewer sees it, with the outline of the crop."""
+    """One clip.
+
+    whole: a frame of it, uncropped, as a viewer sees it, with the outline of the crop.
+    frames: for each canvas uint8 (canvas.frames, h, w, 3), as `cut` takes them.
+    labels: of every sampled frame, what and when it is.
+    """
 
     facts: tuple[str, ...]
     whole: Image.Image
     panels: dict[Canvas, tuple[Panel, ...]]
+    frames: Mapping[Canvas, np.ndarray]
+    labels: tuple[str, ...]
 
 
 def read_scene(
@@ -71,7 +78,8 @@ def read_scene(
             for tube in every.tubes
         }
         facts = _facts(location, video, view, plan, sampling)
-        return Scene(facts, _whole(video, view, plan), panels)
+        labels = tuple(_label([t], view, video.timeline) for t in range(len(view.pts)))
+        return Scene(facts, _whole(video, view, plan), panels, view.frames, labels)
 
 
 def _view(
@@ -99,18 +107,22 @@ def _panels(
     """images: uint8 (T, ..., H, W, 3); line: of all of the file, where `view.clip` may count from a part."""
     touched, per_image = set(plan.frames_of(canvas)), canvas.tiles[0] * canvas.tiles[1]
     real = len(view.pts) - view.clip.padded_frames
-    numbers = np.searchsorted(line.pts, view.pts)
     panels = []
     for i, image in enumerate(images.reshape(*canvas.shape, CHANNELS)):
         shown = [(i * per_image + k) * canvas.step for k in range(per_image)]
-        seconds = [f"{line.seconds(int(view.pts[t])):.3f}" for t in shown]
-        label = f"{_ends(shown)}    {_ends(seconds)} s    frame {_ends([numbers[t] for t in shown])}"
         notes = [] if shown[0] in touched else ["not decoded to pixels"]
         if padded := sum(t >= real for t in shown):
             share = f"{padded} of {per_image} " if per_image > 1 else ""
             notes.append(f"{share}past the end, {'looped' if sampling.end == 'loop' else 'repeated'}")
-        panels.append(Panel(image, label, "; ".join(notes), shown[0] in touched))
+        panels.append(Panel(image, _label(shown, view, line), "; ".join(notes), shown[0] in touched))
     return tuple(panels)
+
+
+def _label(shown: Sequence[int], view: Pixels, line: Timeline) -> str:
+    """Of consecutive sampled frames: which, when, and where in the file."""
+    numbers = np.searchsorted(line.pts, view.pts[list(shown)])
+    seconds = [f"{line.seconds(int(view.pts[t])):.3f}" for t in shown]
+    return f"{_ends(shown)}    {_ends(seconds)} s    frame {_ends(list(numbers))}"
 
 
 def _ends(values: Sequence[object]) -> str:

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from models.model import Model
 
 KERNELS = 32  # of a tube: those with the largest norm
-PATCH_PX, NUMBER_PX = 96, 60  # the longest side of a frame of a kernel, and what the channel's number takes
+PATCH_PX, PIXEL_PX = 96, 12  # the longest sides of a frame of a kernel, and of a pixel of it
+NUMBER_PX = 60  # what a channel's number takes
 # From no heat to the most: dark to bright, so that it reads without colours too.
 HEAT = np.array([(13, 8, 80), (126, 3, 168), (204, 71, 120), (248, 149, 64), (252, 230, 60)], np.float64)
 SHADE = 0.6  # what is left of a frame's brightness
-FAINT, STRONG = 0.3, 0.85  # how much of the picture the colour of no heat takes, and that of the most
+FAINT, STRONG = 0.3, 0.75  # how much of the picture the colour of no heat takes, and that of the most
 TOP = 99.5  # the percentile of heat that is drawn as the most: one hot token must not hide the others
 
 
@@ -123,7 +124,7 @@ def strongest(model: Model, most: int) -> list[Kernels]:
     return found
 
 
-def kernel_image(kernel: np.ndarray, scale: int, gap: int = 2) -> np.ndarray:
+def kernel_image(kernel: np.ndarray, scale: int, gap: int = 4) -> np.ndarray:
     """(kT, kH, kW, 3) -> uint8 (scale kH, kT (scale kW + gap) - gap, 3), from its least to its greatest."""
     low, high = kernel.min(), kernel.max()
     shares = (kernel - low) / (high - low) if high > low else np.full_like(kernel, 0.5)
@@ -136,14 +137,15 @@ def heat(plan: Plan, weights: Mapping[str, np.ndarray], canvas: Canvas) -> tuple
     """What each pixel of a canvas' frames is looked at: the sum of the weights of the tokens that cover it.
 
     Returns:
-        float64 (canvas.frames, h, w), small frames of a tiled canvas one by one; bool, whether any covers it.
+        float64 (canvas.frames, h, w), small frames of a tiled canvas one by one; bool, whether any covers it:
+        a place of weight 0 is one where the model has no token.
     """
     total, covered = np.zeros(canvas.shape), np.zeros(canvas.shape, bool)
     for tube in plan.tubes:
         if tube.canvas == canvas and tube.name in weights:
             for place, weight in zip(_places(tube), weights[tube.name].reshape(-1), strict=True):
                 total[place] += weight
-                covered[place] = True
+                covered[place] |= weight > 0
     return _frames(total, canvas), _frames(covered, canvas)
 
 
@@ -180,7 +182,8 @@ def _frames(images: np.ndarray, canvas: Canvas) -> np.ndarray:
 
 def _map(scene: Scene, plan: Plan, name: str, found: Map) -> Image.Image:
     weights = {tube: x.numpy() for tube, x in found.weights.items()}
-    tokens = sum(x.size for x in weights.values())
+    counts = {tube: int((x > 0).sum()) for tube, x in weights.items()}
+    tokens = sum(counts.values())
     canvases = [
         canvas
         for canvas in plan.canvases
@@ -189,11 +192,11 @@ def _map(scene: Scene, plan: Plan, name: str, found: Map) -> Image.Image:
     heats = {canvas: heat(plan, weights, canvas) for canvas in canvases}
     values = np.concatenate([total[covered] for total, covered in heats.values()])
     most = max(float(np.percentile(values, TOP)), 1e-12)
-    shares = ", ".join(
-        f"{tube} {x.sum():.1%} ({x.size / tokens:.1%} of the tokens)" for tube, x in weights.items()
-    )
-    lines = [f"{name}: {found.about}", f"share of each tube: {shares}"]
-    parts = [page.column([page.text(lines, TEXT_PX), _legend(most * tokens)])]
+    lines = [f"{name}: {found.about}"]
+    if len(weights) > 1:
+        shares = (f"{tube} {x.sum():.1%} (of {counts[tube] / tokens:.1%})" for tube, x in weights.items())
+        lines.append(f"share of each tube (and of all tokens that are its): {', '.join(shares)}")
+    parts = [page.column([page.text(lines, TEXT_PX), _legend(most * tokens, tokens)])]
     for canvas, (total, covered) in heats.items():
         cells = _cells(scene, canvas, total, covered, most)
         parts.append(page.grid(cells, page.room(len(cells), canvas.frame_size[1])[0]))
@@ -218,18 +221,19 @@ def _cells(
     return cells
 
 
-def _legend(most: float) -> Image.Image:
+def _legend(most: float, tokens: int) -> Image.Image:
     """A bar of the colours, from no attention to the most."""
     bar = np.tile(np.linspace(0, 1, 600), (TEXT_PX, 1))
     image = Image.fromarray(np.rint(colours(bar)).astype(np.uint8))
-    ends = f"{most:.1f} times what one token would have if all had the same, or more"
-    rest = "summed over the tokens that cover a pixel; grey: none does"
-    return page.row([page.text(["0"], TEXT_PX), image, page.text([f"{ends}; {rest}"], TEXT_PX)])
+    unit = f"{most:.1f} or more even shares (each 1 / {tokens:,}: all tokens alike)"
+    rest = "the sum of the tokens that cover a pixel; grey: none does"
+    return page.row([page.text(["0"], TEXT_PX), image, page.text([f"{unit}; {rest}"], TEXT_PX)])
 
 
 def _kernels(kernels: Kernels) -> Image.Image:
     frames, height, width = kernels.weights.shape[1:4]
-    scale = max(1, min(PATCH_PX, (GRID_PX - NUMBER_PX) // frames) // max(height, width))
+    scale = min(PATCH_PX, (GRID_PX - NUMBER_PX) // frames) // max(height, width)
+    scale = min(max(1, scale), PIXEL_PX)
     rows = []
     for channel, kernel in zip(kernels.channels, kernels.weights, strict=True):
         image = Image.fromarray(kernel_image(kernel, scale))

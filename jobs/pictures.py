@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 KERNELS = 32  # of a tube: those with the largest norm
 PATCH_PX, PIXEL_PX = 96, 12  # the longest sides of a frame of a kernel, and of a pixel of it
-NUMBER_PX = 60  # what a channel's number takes
+NUMBER_PX = 52  # what a channel's number takes
 # From no heat to the most: dark to bright, so that it reads without colours too.
 HEAT = np.array([(13, 8, 80), (126, 3, 168), (204, 71, 120), (248, 149, 64), (252, 230, 60)], np.float64)
 SHADE = 0.6  # what is left of a frame's brightness
@@ -194,8 +194,8 @@ def _map(scene: Scene, plan: Plan, name: str, found: Map) -> Image.Image:
     most = max(float(np.percentile(values, TOP)), 1e-12)
     lines = [f"{name}: {found.about}"]
     if len(weights) > 1:
-        shares = (f"{tube} {x.sum():.1%} (of {counts[tube] / tokens:.1%})" for tube, x in weights.items())
-        lines.append(f"share of each tube (and of all tokens that are its): {', '.join(shares)}")
+        shares = (f"{tube} {x.sum():.1%} ({counts[tube] / tokens:.1%})" for tube, x in weights.items())
+        lines.append(f"attention to each tube (and its share of all tokens): {', '.join(shares)}")
     parts = [page.column([page.text(lines, TEXT_PX), _legend(most * tokens, tokens)])]
     for canvas, (total, covered) in heats.items():
         cells = _cells(scene, canvas, total, covered, most)
@@ -239,7 +239,7 @@ def _kernels(kernels: Kernels) -> Image.Image:
         image = Image.fromarray(kernel_image(kernel, scale))
         line = Image.new("RGB", (NUMBER_PX + image.width, image.height), WHITE)
         number = page.text([str(channel)], LABEL_PX)
-        line.paste(number, (NUMBER_PX - GAP_PX - number.width, (image.height - number.height) // 2))
+        line.paste(number, (NUMBER_PX - GAP_PX // 2 - number.width, (image.height - number.height) // 2))
         line.paste(image, (NUMBER_PX, 0))
         rows.append(line)
     abreast = max(1, GRID_PX // (rows[0].width + GAP_PX))

@@ -243,9 +243,9 @@ def test_an_input_is_not_drawn_over(
 def test_an_image_needs_an_image_plan(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    monkeypatch.setattr("models.plan", lambda *_, **__: dense(CANVAS, (2, 16, 16)))
-    assert inspect(monkeypatch, clips / "still.jpg", "--model", "vivit", "--output", tmp_path / "x.png") == 2
-    assert "--model = 'vivit': it has no plan for images" in capfd.readouterr().err
+    asked = ("--model", "dualpath-b16", "--output", tmp_path / "x.png")
+    assert inspect(monkeypatch, clips / "still.jpg", *asked) == 2
+    assert "--model = 'dualpath-b16': it has no plan for images" in capfd.readouterr().err
 
 
 def test_nothing_of_it_needs_torch() -> None:

@@ -44,7 +44,7 @@ def spec(clips: Path, tmp_path: Path) -> Path:
         ("input.path=EMPTY", "no video or image in it"),
         ("input.path=/no/where", "input.path = '/no/where': no such file or folder"),
         ("input={shards: EMPTY}", "sampled already"),
-        ("sampling.frames=8", "sampling.frames = 8: TubeViT's tubes need at least 20 frames"),
+        ("sampling.frames=8", "sampling.frames = 8: the model's tubes need at least 20 frames"),
         ("output.path=/dev/null/out", "output.path = '/dev/null/out': cannot be written to"),
     ],
 )

@@ -144,30 +144,16 @@ def decoding(videos: str) -> None:
 
 def tokenizing(batch: int = 8, dim: int = 768) -> None:
     import torch
-    from torch.nn import functional
 
-    from models.tokenizer import MEAN, STD, TubeTokenizer, to_conv3d
+    from benchmarks.baselines import ConvTokenizer, Normalise
+    from models.tokenizer import TubeTokenizer
 
     plan = models.plan("tubevit-b16")
     tokenizer = TubeTokenizer(plan, dim).eval()
+    normalise, convolve = Normalise(), ConvTokenizer(tokenizer)
     clips = torch.randint(0, 256, (batch, 32, 224, 224, 3), dtype=torch.uint8)
     cuts = [cut(clip.numpy(), plan) for clip in clips]
     tubes = {t.name: torch.from_numpy(np.stack([c[t.name] for c in cuts])) for t in plan.tubes}
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
-    kernels = [to_conv3d(tokenizer.weight[t.name], t.kernel) for t in plan.tubes]
-    biases = [tokenizer.bias[t.name] for t in plan.tubes]
-
-    def convolve(normal: torch.Tensor) -> torch.Tensor:
-        tokens = []
-        for tube, kernel, bias in zip(plan.tubes, kernels, biases, strict=True):
-            t, h, w = tube.offset
-            tokens.append(
-                functional.conv3d(normal[:, :, t:, h:, w:], kernel, bias, stride=tube.stride).flatten(2)
-            )
-        return torch.cat(tokens, 2).transpose(1, 2)
-
-    def normalise() -> torch.Tensor:
-        return (clips.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
     table = Table(
         title=f"uint8 to tokens: CPU ms per clip, batch {batch}, dim {dim}, fp32", title_justify="left"
@@ -175,10 +161,10 @@ def tokenizing(batch: int = 8, dim: int = 768) -> None:
     for column in ("", "ms", "ratio to ours"):
         table.add_column(column, justify="right" if column else "left")
     with torch.inference_mode():
-        error = (tokenizer(tubes) - convolve(normalise())).abs().max().item()
+        error = (tokenizer(tubes) - convolve(normalise(clips))).abs().max().item()
         ours = cpu_ms(lambda: tokenizer(tubes), 7) / batch
-        both = cpu_ms(lambda: convolve(normalise()), 5) / batch
-        ready = normalise()
+        both = cpu_ms(lambda: convolve(normalise(clips)), 5) / batch
+        ready = normalise(clips)
         conv = cpu_ms(lambda: convolve(ready), 5) / batch
     table.add_row("tube tokenizer, from uint8 tubes", f"{ours:.1f}", "1.0")
     table.add_row("normalise + conv3d, from uint8 frames", f"{both:.1f}", f"{both / ours:.1f}")

@@ -45,7 +45,7 @@ def _read(path: str, first_clips: list[int], pipe: Connection) -> None:
     sampling = Sampling(
         frames=FRAMES, stride=STRIDE, every_seconds=EVERY_SECONDS, height_px=SIZE, width_px=SIZE
     )
-    before = _status_mb("VmRSS")
+    before = status_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     seconds, clips = [], 0
     for first in first_clips:
@@ -54,10 +54,10 @@ def _read(path: str, first_clips: list[int], pipe: Connection) -> None:
             assert isinstance(view, Pixels), view
             clips += 1
         seconds.append(time.process_time() - begun)
-    pipe.send(Footprint(clips, _status_mb("VmHWM") - before, tuple(first_clips), tuple(seconds)))
+    pipe.send(Footprint(clips, status_mb("VmHWM") - before, tuple(first_clips), tuple(seconds)))
 
 
-def _status_mb(name: str) -> float:
+def status_mb(name: str) -> float:
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024

@@ -25,8 +25,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import VivitConfig, VivitModel
 
+from benchmarks.baselines import from_transformers
 from models import plans
-from models.tokenizer import from_conv3d
 from models.vivit import ViViT
 from pipeline.plan import Canvas, Plan, Tube
 
@@ -95,31 +95,6 @@ def test_joint_equals_transformers():
     with torch.no_grad():
         expected = theirs(video(model.plan, tubes).transpose(1, 2)).last_hidden_state[:, 0]
         torch.testing.assert_close(model.embed(tubes), expected, atol=1e-4, rtol=1e-4)
-
-
-def from_transformers(theirs: dict[str, torch.Tensor], tube: str) -> dict[str, torch.Tensor]:
-    """The weights of a VivitModel under our names."""
-    ours = {
-        f"tokenizer.weight.{tube}": from_conv3d(theirs["embeddings.patch_embeddings.projection.weight"]),
-        f"tokenizer.bias.{tube}": theirs["embeddings.patch_embeddings.projection.bias"],
-        "class_embedding": theirs["embeddings.cls_token"].flatten(),
-        "positional_embedding": theirs["embeddings.position_embeddings"][0],
-    }
-    names = {
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "attention.o_proj": "attention.out",
-        "mlp.fc1": "mlp.up",
-        "mlp.fc2": "mlp.down",
-    }
-    for kind in ("weight", "bias"):
-        ours[f"encoder.norm.{kind}"] = theirs[f"layernorm.{kind}"]
-        for i in range(LAYERS):
-            for theirs_name, name in names.items():
-                ours[f"encoder.blocks.{i}.{name}.{kind}"] = theirs[f"layers.{i}.{theirs_name}.{kind}"]
-            parts = [theirs[f"layers.{i}.attention.{part}_proj.{kind}"] for part in "qkv"]
-            ours[f"encoder.blocks.{i}.attention.qkv.{kind}"] = torch.cat(parts)
-    return ours
 
 
 @pytest.mark.parametrize("frames", ["tubelets", "faint tubelets", "sampled frames", "image"])

@@ -157,7 +157,7 @@ def recomputing(machine: Machine) -> Iterator[Row]:
     yield Row(name, "kept", lambda: run(True), lambda: run(False), 0.0)
     peaks = {on: peak_mb(machine, batch, on) for on in (True, False)}
     out.print(
-        f"tubevit-small x{batch}: above what the model holds a step takes {peaks[True]:.0f} MB with activations "
+        f"tubevit-small x{batch}, a step's memory above the model's: {peaks[True]:.0f} MB with activations "
         f"recomputed, {peaks[False]:.0f} MB with them kept, {peaks[True] / peaks[False]:.2f} of it"
     )
 
@@ -208,9 +208,9 @@ def _peak(device: str, batch: int, recompute: bool, threads: int, pipe: Connecti
     run = step(model, model.embed, tubes, machine)
     if machine.gpu:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         run()
-        pipe.send((torch.cuda.max_memory_allocated() - before) / 2**20)
+        pipe.send((torch.cuda.max_memory_allocated() - held) / 2**20)
     else:
         before = status_mb("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+import ray._private.worker
 import ray.exceptions
 
 import jobs
@@ -22,6 +23,10 @@ import models
 import pipeline
 from jobs.spec import EmbedSpec, ShardSpec, dump
 from pipeline.errors import SpecError
+from pipeline.pools import StalledError
+
+# Ray starts in ten seconds, on a busy machine in a minute.
+START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,10 @@ def connected(address: str | None) -> Iterator[Room]:
 
     Raises:
         SpecError: no cluster answers there.
+        StalledError: Ray does not start.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     mine = not ray.is_initialized()
-    on_terminate = signal.getsignal(signal.SIGTERM)
     if mine:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
@@ -55,17 +60,17 @@ def connected(address: str | None) -> Iterator[Room]:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Ray's own small tasks need a place beside actors that hold every core.
             with _muted():
-                ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+                over = _start(
+                    lambda: ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+                )
         else:
             try:
                 _answers(address)
                 with _muted():
-                    ray.init(address, **quiet)
+                    over = _start(lambda: ray.init(address, **quiet))
             except (OSError, ValueError, ray.exceptions.RayError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # which Ray has taken for itself
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
     try:
         total = ray.cluster_resources()
@@ -76,6 +81,7 @@ def connected(address: str | None) -> Iterator[Room]:
     finally:
         if mine:
             ray.shutdown()
+            over.set()
 
 
 def _answers(address: str) -> None:
@@ -83,6 +89,41 @@ def _answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _start(init: Callable[[], object]) -> threading.Event:
+    """Call `init`, but do not wait for ever. What is returned is to be set when Ray has been shut down.
+
+    Where the time of day is put back while Ray starts, it waits in C++ until that time has come again. No
+    signal gets through to there, so a thread of its own waits. It then stays: Linux ends Ray's processes
+    together with the thread that started them.
+    """
+    started, over = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            init()
+        except BaseException as error:
+            failed.append(error)
+        started.set()
+        over.wait()
+
+    threading.Thread(target=call, name="ray.init", daemon=True).start()
+    if not started.wait(START_SECONDS):
+        # On its way out Ray would wait for that thread: its processes are ended here instead.
+        atexit.unregister(ray._private.worker.shutdown)
+        node = ray._private.worker._global_node
+        if node is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        raise StalledError(
+            f"Ray did not start within {START_SECONDS:g} s; if this machine's clock is right, run the same "
+            "command again, which goes on from there"
+        )
+    if failed:
+        over.set()
+        raise failed[0]
+    return over
 
 
 @contextmanager

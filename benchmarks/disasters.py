@@ -152,12 +152,21 @@ def refused_gets(status: int, every: int, *words: str) -> Round:
 def _through(command: Command, store: Store, outcome: Outcome, words: tuple[str, ...], where: str) -> None:
     if words:
         command.fails_clearly(outcome, where, *words)
-    elif (code := command.finish(outcome)) != 0:
-        outcome.wrong.append(f"exit code {code}: {command.said().strip().splitlines()[-1]}")
+    else:  # it may be one request that is refused each time it is tried
+        _one_line(command.finish(outcome), command.said(), outcome)
     outcome.notes.append(f"{store.refused} requests refused")
     if not store.refused:
         outcome.wrong.append("nothing was refused")
     store.relent()
+
+
+def _one_line(code: int | None, said: str, outcome: Outcome) -> bool:
+    """Whether it succeeded; else it must have ended in a line that says why."""
+    if code != 0:
+        told = code == 1 and "Traceback" not in said
+        last = said.strip().splitlines()[-1]
+        (outcome.notes if told else outcome.wrong).append(f"exit code {code}: {last}")
+    return code == 0
 
 
 @contextmanager
@@ -290,7 +299,11 @@ time_t time(time_t *now) {
 
 
 def jumping_clock(kind: str) -> Round:
-    """The time of day jumps by hours and days, in the driver, its workers and all of Ray."""
+    """The time of day jumps by hours and days, in the driver, its workers and all of Ray.
+
+    Where it is put back while Ray starts, Ray waits for it to come again, and the job gives up: see
+    jobs.cluster.START_SECONDS.
+    """
 
     def round(bench: Bench, random: random.Random, number: int) -> Outcome:
         outcome = Outcome()
@@ -303,8 +316,7 @@ def jumping_clock(kind: str) -> Round:
         subprocess.run(build, check=True)
         job.environment = {"LD_PRELOAD": str(library)}
         command = job.start()
-        if (code := command.finish(outcome)) != 0:
-            outcome.wrong.append(f"exit code {code}: {command.said().strip().splitlines()[-1]}")
+        if not _one_line(command.finish(outcome), command.said(), outcome):
             job.environment = {}
             job.to_the_end(outcome)
         bench.compare(job, outcome)

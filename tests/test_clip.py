@@ -137,6 +137,7 @@ def test_other_pixel_statistics_are_converted(size):
         assert (clip.embed(patches(frames, plan)) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_every_supported_arch_fits():
     archs = towers.supported()
     assert {"ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14-CLIPA", "ViT-bigG-14"} <= set(archs)

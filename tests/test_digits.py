@@ -192,6 +192,7 @@ def learned(make: Callable[[], Model], epochs: int, clips: int) -> float:
     return learn.accuracy(model, painted("held-out", 400))
 
 
+@pytest.mark.slow
 def test_a_small_tubevit_begins_to_see_motion() -> None:
     """Chance is 1/8; it was at 0.44 when this was written."""
     tubes = plans.tubes(learn.CANVAS, plans.TUBEVIT)

@@ -116,6 +116,7 @@ def test_gradient_reaches_exactly_what_trains_also_when_activations_are_computed
         torch.testing.assert_close(gradients[1][parameter], gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_compiles_without_a_break(name):
@@ -138,6 +139,7 @@ def test_a_probe_trains_its_head_alone(name):
     assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("head."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 def test_contract_without_computing(name):
     config = registry.resolve(name, {**SMALL, "num_classes": 3})

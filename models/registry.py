@@ -135,6 +135,8 @@ def _check_tubes(config: ModelConfig) -> None:
     """Whether the model's own transformer can take its tubes. ValueError."""
     kind = preset(config.name)
     asked, wanted = config.tubes, tubes(config)
+    if asked == ():
+        raise ValueError("model.tubes = (): name at least one, or leave it out for the model's own")
     if kind.family == "vivit" and (len(wanted) != 1 or prod(wanted[0].space_to_depth) > 1):
         raise ValueError(f"model.tubes = {asked!r}: a ViViT has one kind of tubelet, without space_to_depth")
     for name, tube in zip(plans.tube_names(wanted), wanted, strict=True):

@@ -268,6 +268,7 @@ def test_describe_counts_without_computing():
 
 
 CLIP = ClipConfig()
+TUBE = models.TubeConfig(kernel=(2, 16, 16), stride=(2, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +300,30 @@ CLIP = ClipConfig()
             {"clip": ClipConfig(arch="ViT-B-17")},
             "model.clip.arch = 'ViT-B-17': not an open_clip ViT; did you mean 'ViT-B-16'?",
         ),
+        ("clip", {"framez": 3}, "model.framez = 3: no such setting; did you mean 'frames'?"),
+        ("clip", {"tubes": (TUBE,)}, "clip has no tubes of its own; leave it out"),
+        ("tubevit-tiny", {"tubes": ()}, "model.tubes = (): name at least one"),
+        ("vivit-tiny", {"tubes": (TUBE, TUBE)}, "a ViViT has one kind of tubelet"),
+        (
+            "tubevit-b16-interpolated",
+            {"tubes": (TUBE.model_copy(update={"space_to_depth": (2, 1, 1)}),)},
+            "model.tubes: tube_2x16x16: tubevit-b16-interpolated resizes one kernel and has no space_to_depth",
+        ),
+        (
+            "tubevit-tiny",
+            {"tubes": (models.TubeConfig(kernel=(2, 4, 4), stride=(10, 5, 5), space_to_depth=(5, 1, 1)),)},
+            "space_to_depth (5, 1, 1) does not divide the 192 channels of tubevit-tiny",
+        ),
+        (
+            "grafted-b16",
+            {"frozen_layers": 12},
+            "model.frozen_layers = 12: must be of 1..11; the others train",
+        ),
+        ("dualpath-b16", {"frames": 24}, "frames = 24: DualPath takes a multiple of 16 frames"),
+        ("dualpath-b16", {"clip": ClipConfig(every=2)}, "model.clip.every = 2: DualPath takes 8 key frames"),
+        ("clip", {"probe": True}, "model.probe = True: a probe trains a head; set model.num_classes"),
+        ("clip", {"num_classes": {}}, "model.num_classes = {}: name at least one dataset"),
+        ("clip", {"num_classes": {"a": 0}}, "model.num_classes.a = 0: must be a positive integer"),
         ("clip", {"clip": ClipConfig(arch="../../x")}, "model.clip.arch = '../../x': not an open_clip ViT"),
     ],
 )

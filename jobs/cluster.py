@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,10 @@ def _start(init: Callable[[], object]) -> threading.Event:
         over.wait()
 
     threading.Thread(target=call, name="ray.init", daemon=True).start()
-    if not started.wait(START_SECONDS):
+    deadline = time.monotonic() + START_SECONDS
+    while not started.is_set() and time.monotonic() < deadline:
+        time.sleep(0.05)  # some builds of Python wait for an event by the time of day, too
+    if not started.is_set():
         # On its way out Ray would wait for that thread: its processes are ended here instead.
         atexit.unregister(ray._private.worker.shutdown)
         node = ray._private.worker._global_node

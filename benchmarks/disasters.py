@@ -164,8 +164,10 @@ def _one_line(code: int | None, said: str, outcome: Outcome) -> bool:
     """Whether it succeeded; else it must have ended in a line that says why."""
     if code != 0:
         told = code == 1 and "Traceback" not in said
-        last = said.strip().splitlines()[-1]
-        (outcome.notes if told else outcome.wrong).append(f"exit code {code}: {last}")
+        lines = said.strip().splitlines()
+        # What the interpreter says of a Ray that does not start is followed by where it was.
+        why = next((line for line in lines if line.startswith(("failed: ", "Timeout"))), lines[-1])
+        (outcome.notes if told else outcome.wrong).append(f"exit code {code}: {why}")
     return code == 0
 
 

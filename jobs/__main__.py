@@ -67,11 +67,15 @@ def run(
     before = [signal.signal(number, progress.interrupt) for number in signals]
     try:
         report = run_job(_load(spec, set_, output), progress, Again(extend, retry_failed, watch))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        # While Ray starts it has a handler of its own, which exits with the signal's number.
+        number = stopped.code if isinstance(stopped, SystemExit) else progress.interrupted or signal.SIGINT
+        if number not in signals:
+            raise
         err.print("interrupted; what is committed stays, and the same command goes on from there")
         # Everything is closed by now. Leaving in the usual way would join Ray's threads, and one that was
         # interrupted while it started can crash the interpreter on its way out.
-        os._exit(128 + int(progress.interrupted or signal.SIGINT))
+        os._exit(128 + int(number))
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)

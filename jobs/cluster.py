@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
+import faulthandler
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import ray._private.worker
 import ray.exceptions
 
 import jobs
@@ -24,7 +23,6 @@ import models
 import pipeline
 from jobs.spec import EmbedSpec, ShardSpec, dump
 from pipeline.errors import SpecError
-from pipeline.pools import StalledError
 
 # Ray starts in ten seconds, on a busy machine in a minute.
 START_SECONDS = 300.0
@@ -49,10 +47,10 @@ def connected(address: str | None) -> Iterator[Room]:
 
     Raises:
         SpecError: no cluster answers there.
-        StalledError: Ray does not start.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     mine = not ray.is_initialized()
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if mine:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
@@ -60,18 +58,18 @@ def connected(address: str | None) -> Iterator[Room]:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Ray's own small tasks need a place beside actors that hold every core.
-            with _muted():
-                over = _start(
-                    lambda: ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
-                )
+            with _starting():
+                ray.init("local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
         else:
             try:
                 _answers(address)
-                with _muted():
-                    over = _start(lambda: ray.init(address, **quiet))
+                with _starting():
+                    ray.init(address, **quiet)
             except (OSError, ValueError, ray.exceptions.RayError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise SpecError("ray.address", address, f"no cluster answers there ({reason})") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # which Ray has taken for itself
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
     try:
         total = ray.cluster_resources()
@@ -82,7 +80,6 @@ def connected(address: str | None) -> Iterator[Room]:
     finally:
         if mine:
             ray.shutdown()
-            over.set()
 
 
 def _answers(address: str) -> None:
@@ -92,53 +89,22 @@ def _answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _start(init: Callable[[], object]) -> threading.Event:
-    """Call `init`, but do not wait for ever. What is returned is to be set when Ray has been shut down.
-
-    Where the time of day is put back while Ray starts, it waits in C++ until that time has come again. No
-    signal gets through to there, so a thread of its own waits. It then stays: Linux ends Ray's processes
-    together with the thread that started them.
-    """
-    started, over = threading.Event(), threading.Event()
-    failed: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            init()
-        except BaseException as error:
-            failed.append(error)
-        started.set()
-        over.wait()
-
-    threading.Thread(target=call, name="ray.init", daemon=True).start()
-    deadline = time.monotonic() + START_SECONDS
-    while not started.is_set() and time.monotonic() < deadline:
-        time.sleep(0.05)  # some builds of Python wait for an event by the time of day, too
-    if not started.is_set():
-        # On its way out Ray would wait for that thread: its processes are ended here instead.
-        atexit.unregister(ray._private.worker.shutdown)
-        node = ray._private.worker._global_node
-        if node is not None:
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
-        raise StalledError(
-            f"Ray did not start within {START_SECONDS:g} s; if this machine's clock is right, run the same "
-            "command again, which goes on from there"
-        )
-    if failed:
-        over.set()
-        raise failed[0]
-    return over
-
-
 @contextmanager
-def _muted() -> Iterator[None]:
-    """Drop what native code writes to the terminal: Ray announces even that its log level was set."""
+def _starting() -> Iterator[None]:
+    """Drop what native code writes to the terminal, and do not wait for ever.
+
+    Ray announces even that its log level was set. And where the time of day is put back while it starts, it
+    waits in C++, with Python's lock held, until that time has come again: no thread and no handler of a
+    signal gets a turn, but this timer of the interpreter's does. It says where Ray was and ends the process.
+    """
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    faulthandler.dump_traceback_later(START_SECONDS, exit=True, file=terminal)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
         os.dup2(terminal, 2)
+        faulthandler.cancel_dump_traceback_later()
         os.close(terminal)
         os.close(nowhere)
 

@@ -307,7 +307,7 @@ TUBE = models.TubeConfig(kernel=(2, 16, 16), stride=(2, 16, 16))
         (
             "tubevit-b16-interpolated",
             {"tubes": (TUBE.model_copy(update={"space_to_depth": (2, 1, 1)}),)},
-            "model.tubes: tube_2x16x16: tubevit-b16-interpolated resizes one kernel and has no space_to_depth",
+            "tube_2x16x16: tubevit-b16-interpolated resizes one kernel and has no space_to_depth",
         ),
         (
             "tubevit-tiny",

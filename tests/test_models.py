@@ -139,9 +139,10 @@ def test_a_probe_trains_its_head_alone(name):
     assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("head."))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", models.names())
-def test_contract_without_computing(name):
+@pytest.mark.parametrize(
+    "name", ["tubevit-h16-s2d", "vivit-l16x2", "gated-l14", "grafted-h14", "dualpath-l14", "aim-l14"]
+)
+def test_contract_of_large_models_without_computing(name):
     config = registry.resolve(name, {**SMALL, "num_classes": 3})
     with torch.device("meta"):
         model = build.build(config)

@@ -199,19 +199,6 @@ def test_a_small_tubevit_begins_to_see_motion() -> None:
     assert learned(lambda: TubeViT(TubeTrunk(tubes, 64, 2, 4), num_classes=8), 10, 800) > 0.35
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "epochs", "least", "most"),
-    [
-        ("one frame (control)", 10, 0.08, 0.20),
-        ("mean of 8 frames (control)", 10, 0.20, 0.55),
-        ("tubevit", 15, 0.75, 1.0),
-    ],
-)
-def test_what_sees_no_order_keeps_below_one_half(name: str, epochs: int, least: float, most: float) -> None:
-    assert least < learned(lambda: learn.CONTENDERS[name](Path()), epochs, 4000) < most
-
-
 def test_the_frozen_tower_is_the_one_that_open_clip_trained(tmp_path: Path) -> None:
     spec = digits_tower.load().model_copy(update={"steps": 2, "batch": 4})
     digits_tower.weights(tmp_path, spec)

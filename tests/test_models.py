@@ -16,7 +16,7 @@ from pipeline.plan import Plan
 
 ROOT = Path(models.__file__).parents[1]
 SMALL = {"frames": 32, "size": (64, 96)}
-TOWER = str(Path(__file__).parent / "resources" / "tower.json")  # 64 channels, 4 blocks, 16-pixel patches
+TOWER = str(Path(__file__).parent / "tower.json")  # 64 channels, 4 blocks, 16-pixel patches
 # One name of every kind: those that differ in their sizes alone are the same code.
 KINDS = {
     (kind.family, kind.tubes, kind.variant, kind.interpolated): name

@@ -67,7 +67,7 @@ def inspect(
     options: models.Options = {"frames": sampling.frames, "size": size, "filter": sampling.filter}
     if checkpoint is not None:
         config = pictures.stored(checkpoint, model)
-        model, options = config.name, {**pictures.options(config), **options}
+        model, options = config.name, {**config.options(), **options}
     elif model is None:
         raise SpecError("--model", None, "name a model (`tubelet models` lists them), or give a --checkpoint")
     try:

@@ -66,22 +66,6 @@ def stored(checkpoint: str, model: str | None = None) -> ModelConfig:
     return config
 
 
-def options(config: ModelConfig) -> models.Options:
-    """The settings of a config, as the functions of `models` take them."""
-    return {
-        "frames": config.frames,
-        "size": config.size,
-        "filter": config.filter,
-        "clip": config.clip,
-        "adapter_layers": config.adapter_layers,
-        "tubes": config.tubes,
-        "positions": config.positions,
-        "init": config.init,
-        "tubes_from": config.tubes_from,
-        "frozen_layers": config.frozen_layers,
-    }
-
-
 def draw_attention(scene: Scene, plan: Plan, model: Model, title: str) -> Image.Image:
     """A page of heat over the frames that a model's tokens cover, for each of its maps."""
     import torch

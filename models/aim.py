@@ -36,7 +36,7 @@ class Adapters(Layer):
         self.space = Bottleneck(dim, dim // 4, dropout=0.0, skip=True)
         self.mlp = Bottleneck(dim, dim // 4, dropout=0.0)
 
-    def run(self, x_bLD: Tensor, block: Block, batch: int) -> Tensor:  # type: ignore[override]
+    def run(self, x_bLD: Tensor, block: Block, batch: int) -> Tensor:
         tokens = x_bLD.shape[1]
         u_lFD = block.norm1(x_bLD).unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
         change_lFD = self.time(block.scale1(block.attention(u_lFD)))

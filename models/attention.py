@@ -2,8 +2,8 @@
 
 The weights of the last step in which tokens are mixed, averaged over heads, of what the embedding is read
 from. That is no proof of what a decision hangs on: a token of a late layer holds what others told it before.
-Nothing in the models serves this: hooks record what their attention takes, and the
-weights are computed again.
+Nothing in the models serves this: hooks record what their attention takes, and the weights are computed
+again.
 
 b sequences, K heads, Q queries, M tokens attended to, L tokens, D channels, N tokens of a clip, T times,
 S places, F frames.

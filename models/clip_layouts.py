@@ -31,8 +31,8 @@ _OPEN_CLIP: Rules = (
     (r"\.mlp\.c_proj\.", ".mlp.down."),
 )
 
-# timm's names of a SigLIP image tower -> ours.
-_TIMM: Rules = (
+# timm's names of a ViT, and of SigLIP's pooling -> ours.
+TIMM: Rules = (
     (r"^patch_embed\.proj\.", "patch."),
     (r"^pos_embed$", "positional_embedding"),
     (r"^norm\.", "norm_post."),
@@ -81,11 +81,11 @@ def image(found: Mapping[str, Tensor], image_tower: Tower, source: str) -> dict[
     elif any(name.startswith("visual.") for name in found):
         found = _without("visual.", {name: t for name, t in found.items() if name.startswith("visual.")})
     found = _without("trunk.", found)
-    rules = _TIMM if "patch_embed.proj.weight" in found else _OPEN_CLIP
+    rules = TIMM if "patch_embed.proj.weight" in found else _OPEN_CLIP
     kernel = tube_name((1, image_tower.patch, image_tower.patch))
     ours = {}
     for name, tensor in found.items():
-        name = _substitute(name, rules)
+        name = substitute(name, rules)
         if name == "patch.weight":
             tensor = from_conv3d(tensor.unsqueeze(2))
         elif name == "positional_embedding" and tensor.ndim == 3:
@@ -137,7 +137,7 @@ def _from_hugging_face(
             continue
         if not full_name.startswith(prefix) or full_name.endswith("position_ids"):
             continue
-        name = _substitute(full_name.removeprefix(prefix), _HUGGING_FACE)
+        name = substitute(full_name.removeprefix(prefix), _HUGGING_FACE)
         part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
         pool = re.fullmatch(r"pool\.attention\.in_proj_(weight|bias)", name)
         if part:
@@ -158,7 +158,8 @@ def _without(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
-def _substitute(name: str, rules: Rules) -> str:
+def substitute(name: str, rules: Rules) -> str:
+    """A name after every rule, in their order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -26,10 +26,13 @@ def state(config: ClipConfig) -> dict[str, Tensor]:
     or Hugging Face's layout; anything else is an open_clip tag, which may download. Towers trained on other
     pixel statistics are converted to ours. ValueError or FileNotFoundError; never random weights instead.
     """
+    return renormalised(*original(config))
+
+
+def original(config: ClipConfig) -> tuple[dict[str, Tensor], Statistics]:
+    """The same as it was trained, and the statistics of the pixels it was trained on."""
     check_source(config)
-    return renormalised(
-        clip_layouts.image(_load(config), tower(config.arch), _source(config)), *_pixels(config)
-    )
+    return clip_layouts.image(_load(config), tower(config.arch), _source(config)), _pixels(config)
 
 
 def text_state(config: ClipConfig) -> dict[str, Tensor]:
@@ -88,17 +91,16 @@ def _no_download(config: ClipConfig, error: Exception) -> ValueError:
     )
 
 
-def renormalised(
-    ours: dict[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, Tensor]:
+def renormalised(ours: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
     """Weights that do on OUR pixel statistics what the given ones do on theirs.
 
     (p - mean) / std is linear in our normalised pixel: the factor goes into the patch kernel, the constant
     into the patch bias or, where there is none, into the patches' positions, which are added right after it.
     """
+    mean, std = statistics
     if (tuple(mean), tuple(std)) == (MEAN, STD):
         return ours
-    name = next(name for name in ours if name.startswith("patch.weight."))
+    name = next(name for name in ours if name.startswith("patch.weight"))
     bias = name.replace("weight", "bias", 1)
     weight_DVC = ours[name].double().unflatten(1, (-1, 3))
     our_mean, our_std, mean_C, std_C = (torch.tensor(v, dtype=torch.float64) for v in (MEAN, STD, mean, std))

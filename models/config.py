@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Self, TypedDict
+from typing import Literal, Self, TypedDict, cast
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
@@ -143,6 +143,10 @@ class ModelConfig(Frozen):
     tubes_from: str | None = None
     frozen_layers: PositiveInt | None = None
     probe: bool = False
+
+    def options(self) -> Options:
+        """What gives this config again, together with its name."""
+        return cast(Options, {field: value for field, value in self if field != "name"})
 
 
 @dataclass(frozen=True)

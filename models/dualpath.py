@@ -35,7 +35,7 @@ class Parallel(Layer):
         self.attention = Bottleneck(dim, bottleneck)
         self.mlp = Bottleneck(dim, bottleneck)
 
-    def run(self, x_bLD: Tensor, block: Block) -> Tensor:  # type: ignore[override]
+    def run(self, x_bLD: Tensor, block: Block) -> Tensor:
         u_bLD = block.norm1(x_bLD)
         x_bLD = x_bLD + block.scale1(block.attention(u_bLD)) + self.attention(u_bLD)
         u_bLD = block.norm2(x_bLD)
@@ -53,7 +53,7 @@ class Serial(Layer):
         self.attention = Bottleneck(dim, bottleneck)
         self.mlp = Bottleneck(dim, bottleneck)
 
-    def run(self, x_bLD: Tensor, block: Block) -> Tensor:  # type: ignore[override]
+    def run(self, x_bLD: Tensor, block: Block) -> Tensor:
         x_bLD = x_bLD + self.attention(block.scale1(block.attention(block.norm1(x_bLD))))
         return x_bLD + self.mlp(block.scale2(block.mlp(block.norm2(x_bLD))))
 

@@ -40,7 +40,7 @@ class Adapter(Layer):
         self.mlp = Mlp(dim, 4 * dim)
         self.gate_mlp = nn.Parameter(torch.zeros(()))
 
-    def run(self, x_BLD: Tensor, tubes_BNS: Tensor) -> Tensor:  # type: ignore[override]
+    def run(self, x_BLD: Tensor, tubes_BNS: Tensor) -> Tensor:
         x_BLD = x_BLD + self.gate_attention.tanh() * self.attention(self.norm_attention(x_BLD), tubes_BNS)
         return x_BLD + self.gate_mlp.tanh() * self.mlp(self.norm_mlp(x_BLD))
 

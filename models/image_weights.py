@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 
 from models import clip_weights
+from models.clip_layouts import TIMM, substitute
 from models.config import ClipConfig, InitConfig, Kernels
-from models.tokenizer import MEAN, STD, from_conv3d, resizing
+from models.tokenizer import from_conv3d, resizing
 from pipeline.plan import CHANNELS, Sizes
 
 # timm's VisionTransformer -> ours.
-_TIMM = (
-    (r"^patch_embed\.proj\.", "patch."),
-    (r"^cls_token$", "class_embedding"),
-    (r"^pos_embed$", "positional_embedding"),
-    (r"^norm\.", "norm_post."),
-    (r"\.attn\.qkv\.", ".attention.qkv."),
-    (r"\.attn\.proj\.", ".attention.out."),
-    (r"\.mlp\.fc1\.", ".mlp.up."),
-    (r"\.mlp\.fc2\.", ".mlp.down."),
-)
+_TIMM = (*TIMM, (r"^cls_token$", "class_embedding"))
 # torchvision's.
 _TORCHVISION = (
     (r"^conv_proj\.", "patch."),
@@ -73,18 +65,22 @@ _HEADS = ("head.", "heads.", "fc_norm.", "classifier.", "pooler.", "vit.pooler."
 
 def read(config: InitConfig) -> dict[str, Tensor]:
     """The weights that `config` names, for our pixel statistics. One-line ValueError or FileNotFoundError."""
+    check_source(config)
     if config.arch is not None:
         with _named():
-            state = clip_weights.state(ClipConfig(arch=config.arch, pretrained=config.weights))
-        kernel = next(name for name in state if name.startswith("patch.weight."))
-        names = {kernel: "patch.weight", kernel.replace("weight", "bias", 1): "patch.bias"}
+            found, statistics = clip_weights.original(ClipConfig(arch=config.arch, pretrained=config.weights))
         # What reads the tower out is CLIP's; the models that start from it have readouts of their own.
-        return {
-            names.get(name, name): x for name, x in state.items() if not name.startswith(("proj", "pool."))
+        ours = {
+            re.sub(r"^(patch\.\w+)\..*", r"\1", name): x
+            for name, x in found.items()
+            if not name.startswith(("proj", "pool."))
         }
-    check_source(config)
-    path = Path(config.weights)
-    return _renormalised(rename(clip_weights.read_file(path, _source(config)), config), config)
+    else:
+        ours = rename(clip_weights.read_file(Path(config.weights), _source(config)), config)
+        statistics = config.mean, config.std
+    # With a bias all of the pixels' statistics go into the patches, which every model takes over.
+    bias_D = torch.zeros(len(ours["patch.weight"]))
+    return clip_weights.renormalised({"patch.bias": bias_D, **ours}, statistics)
 
 
 def check_source(config: InitConfig) -> None:
@@ -121,9 +117,7 @@ def rename(found: Mapping[str, Tensor], config: InitConfig) -> dict[str, Tensor]
     for name, tensor in found.items():
         if name.startswith(_HEADS):
             continue
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = tensor.float()
+        ours[substitute(name, rules)] = tensor.float()
     for name in [name for name in ours if ".attention.query." in name]:
         parts = [ours.pop(name.replace("query", part)) for part in ("query", "key", "value")]
         ours[name.replace("query", "qkv")] = torch.cat(parts)
@@ -151,21 +145,6 @@ def tube_kernel(image_DP: Tensor, kernel: Sizes, kernels: Kernels) -> Tensor:
     else:
         out_DTHWC[:] = resized[:, None] / k_t
     return out_DTHWC.flatten(1)
-
-
-def _renormalised(ours: dict[str, Tensor], config: InitConfig) -> dict[str, Tensor]:
-    """See `clip_weights.renormalised`; here the constant goes into the bias of the patch kernel."""
-    weight_DVC = ours["patch.weight"].double().unflatten(1, (-1, CHANNELS))
-    our_mean, our_std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
-    mean_C, std_C = (
-        torch.tensor(config.mean, dtype=torch.float64),
-        torch.tensor(config.std, dtype=torch.float64),
-    )
-    bias_D = (weight_DVC * ((our_mean - mean_C) / std_C)).sum((1, 2))
-    if "patch.bias" in ours:
-        bias_D = bias_D + ours["patch.bias"]
-    weight_DP = (weight_DVC * (our_std / std_C)).flatten(1)
-    return {**ours, "patch.weight": weight_DP.float(), "patch.bias": bias_D.float()}
 
 
 def _source(config: InitConfig) -> str:

@@ -54,7 +54,7 @@ class Adapters(Layer):
         self.attention = Convolution(dim)
         self.mlp = Convolution(dim) if before_mlp else None
 
-    def run(self, x_bLD: Tensor, block: Block, batch: int, patches: int) -> Tensor:  # type: ignore[override]
+    def run(self, x_bLD: Tensor, block: Block, batch: int, patches: int) -> Tensor:
         x_bLD = self.attention(x_bLD, batch, patches)
         x_bLD = x_bLD + block.scale1(block.attention(block.norm1(x_bLD)))
         if self.mlp is not None:

@@ -260,8 +260,9 @@ def _siglip_oddities(config: dict[str, Any], vision: dict[str, Any]) -> list[str
 
 def _siglip(name: str) -> tuple[str, int, int]:
     """Size, patch and image size of one of timm's SigLIP towers, which its name tells."""
-    size, patch, image_size = re.fullmatch(_SIGLIP_NAME, name).groups()  # type: ignore[union-attr]
-    return size, int(patch), int(image_size)
+    found = re.fullmatch(_SIGLIP_NAME, name)
+    assert found is not None
+    return found[1], int(found[2]), int(found[3])
 
 
 def _positive(value: Any) -> bool:

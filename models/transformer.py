@@ -5,6 +5,9 @@ B batch, L tokens, M tokens attended to, D channels, K heads, E channels a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,14 +24,12 @@ class Layer(nn.Module):
     """
 
     recompute = False
+    run: Callable[..., Tensor]
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self.run, *inputs, use_reentrant=False)
         return self.run(*inputs)
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Block(Layer):
@@ -55,7 +56,7 @@ class Block(Layer):
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
-    def run(self, x_BLD: Tensor) -> Tensor:  # type: ignore[override]
+    def run(self, x_BLD: Tensor) -> Tensor:
         x_BLD = x_BLD + self.scale1(self.attention(self.norm1(x_BLD)))
         return x_BLD + self.scale2(self.mlp(self.norm2(x_BLD)))
 

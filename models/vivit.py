@@ -39,7 +39,7 @@ class SpaceTimeBlock(Block):
         self.attention_time = SelfAttention(dim, heads)
         nn.init.zeros_(self.attention_time.out.weight)
 
-    def run(self, x_BTSD: Tensor) -> Tensor:  # type: ignore[override]
+    def run(self, x_BTSD: Tensor) -> Tensor:
         x_BTSD = x_BTSD + over_space(self.attention, self.norm1(x_BTSD))
         x_BTSD = x_BTSD + over_time(self.attention_time, self.norm_time(x_BTSD))
         return x_BTSD + self.mlp(self.norm2(x_BTSD))
@@ -169,8 +169,6 @@ def inflate(model: ViViT, image: Mapping[str, Tensor], kernels: Kernels) -> None
     Positions are resized to the grid and repeated over time. Attention over time starts as that over
     space, behind its zero projection.
     """
-    if kernels not in get_args(Kernels):
-        raise ValueError(f"kernels = {kernels!r}: {suggest(kernels, get_args(Kernels))}")
     (tube,) = model.plan.tubes
     frames, height, width = tube.kernel
     if height != width:

@@ -130,7 +130,7 @@ def test_other_pixel_statistics_are_converted(size):
     theirs, image_tower = small()
     plan = clip_plan(1, size, 16, every=1)
     clip = ours(image_tower, theirs, plan)
-    clip.load_state_dict(clip_weights.renormalised(clip.state_dict(), mean, std))
+    clip.load_state_dict(clip_weights.renormalised(clip.state_dict(), (mean, std)))
     frames = random_frames(1, 1, size)
     with torch.no_grad():
         expected = resized(theirs, size)(normalised(frames, mean, std))

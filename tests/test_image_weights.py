@@ -1,5 +1,6 @@
 """Image ViTs that video models start from: timm's, torchvision's, Hugging Face's and CLIP's layouts."""
 
+import json
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ import models
 from models import image_weights
 from models.config import InitConfig
 from models.image_weights import tube_kernel
+from models.tokenizer import TubeTokenizer
 from models.tubevit import TubeTrunk, inflate
 from models.vivit import ViViT
 from models.vivit import inflate as inflate_vivit
@@ -165,6 +167,29 @@ def test_tubevit_from_a_clip_tower_takes_its_blocks_and_both_lns(clip_file):
     plain = models.create("tubevit-small")
     name = "trunk.tokenizer.weight.tube_8x8x8"
     assert not torch.equal(model.get_parameter(name), plain.get_parameter(name))
+
+
+def test_a_clip_tower_of_other_pixel_statistics_keeps_what_it_sees(tmp_path):
+    """Also where its positions, which could take the shift, are left behind."""
+    import open_clip
+
+    described = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": SIDE, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 1, "layers": 1},
+    }
+    arch = tmp_path / "other.json"
+    arch.write_text(json.dumps({"model_cfg": described, "preprocess_cfg": {"mean": MEAN, "std": STD}}))
+    theirs = open_clip.CLIP(**described).visual
+    path = tmp_path / "other.safetensors"
+    save_file({f"visual.{k}": v.contiguous() for k, v in theirs.state_dict().items()}, path)
+    image = image_weights.read(InitConfig(weights=str(path), arch=str(arch)))
+    tubes, pixels = frames()
+    tokenizer = TubeTokenizer(frame_plan(), 32)
+    tokenizer.load_state_dict({f"{k[6:]}.tube_1x16x16": image[k] for k in ("patch.weight", "patch.bias")})
+    with torch.no_grad():
+        expected = theirs.conv1(pixels).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(tokenizer(tubes), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vivit-tiny", "gated-tiny", "tubevit-tiny"])

@@ -191,8 +191,3 @@ def test_an_image_vit_with_other_patches():
     model = vivit("joint", tubelets(plans.canvas(FRAMES, (16, 32), "area"), (2, 4, 16)))
     with pytest.raises(ValueError, match="4x16"):
         inflate(model, image_state(), "central")
-
-
-def test_unknown_kernels():
-    with pytest.raises(ValueError, match="did you mean 'central'"):
-        inflate(vivit("joint"), image_state(), "centre")  # type: ignore[arg-type]

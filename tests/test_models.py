@@ -59,16 +59,21 @@ def random_tubes(plan: Plan, batch: int = 2, seed: int = 0) -> dict[str, torch.T
     }
 
 
+def awake(name: str) -> tuple[Model, dict[str, torch.Tensor]]:
+    """A small model whose gates are open, and clips for it."""
+    torch.manual_seed(0)
+    model = small(name)
+    perturb(model)
+    return model, random_tubes(model.plan)
+
+
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_contract(name, tmp_path):
-    torch.manual_seed(0)
-    model = small(name)
+    model, tubes = awake(name)
     assert model.plan == models.plan(name, **options(name))
     assert model.image_plan == models.image_plan(name, **options(name))
     assert not model.training
-    perturb(model)
-    tubes = random_tubes(model.plan)
     with torch.no_grad():
         z = model.embed(tubes)
         assert (z.shape, z.dtype) == ((2, model.dim), torch.float32)
@@ -98,10 +103,7 @@ def test_contract(name, tmp_path):
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_gradient_reaches_exactly_what_trains_also_when_activations_are_computed_again(name):
-    torch.manual_seed(0)
-    model = small(name)
-    perturb(model)
-    tubes = random_tubes(model.plan)
+    model, tubes = awake(name)
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trainable  # the head, at least
     gradients = []
@@ -120,10 +122,7 @@ def test_gradient_reaches_exactly_what_trains_also_when_activations_are_computed
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_compiles_without_a_break(name):
-    torch.manual_seed(0)
-    model = small(name)
-    perturb(model)
-    tubes = random_tubes(model.plan)
+    model, tubes = awake(name)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -188,10 +187,7 @@ def test_joint_training_an_image_teaches_neither_video_tubes_nor_the_head_of_vid
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_bfloat16_autocast_stays_close_and_gives_float32(name):
-    torch.manual_seed(0)
-    model = small(name)
-    perturb(model)
-    tubes = random_tubes(model.plan)
+    model, tubes = awake(name)
     with torch.no_grad():
         exact = model.embed(tubes)
         with torch.autocast("cpu", torch.bfloat16):

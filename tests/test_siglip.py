@@ -65,7 +65,7 @@ def scramble(model: nn.Module) -> None:
 
 def ours(image_tower: Tower, state: dict[str, Tensor], plan: Plan) -> Clip:
     clip = Clip(plan, image_tower)
-    renamed = clip_weights.renormalised(clip_layouts.image(state, image_tower, "test"), HALF, HALF)
+    renamed = clip_weights.renormalised(clip_layouts.image(state, image_tower, "test"), (HALF, HALF))
     fit(clip.state_dict(), renamed, "test")
     clip.load_state_dict(renamed)
     return clip

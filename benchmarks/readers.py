@@ -94,8 +94,9 @@ def ours(task: Task, clock: Clock) -> Iterator[dict[str, np.ndarray]]:
     """`read_clips`, then the cut into tubes, then a shard of all clips. Gives what was cut."""
     import pyarrow as pa
 
+    from pipeline.rows import Rows
     from pipeline.sampling import Sampling
-    from pipeline.shards import Rows, shard_schema, tube_arrays
+    from pipeline.shards import shard_schema, tube_arrays
     from pipeline.storage import atomic_file, locate
     from pipeline.video import Pixels, read_clips
 

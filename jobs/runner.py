@@ -24,7 +24,7 @@ from pipeline.lock import only_writer
 from pipeline.parts import live_failures
 from pipeline.pools import Patience, Pool, run_pools
 from pipeline.probing import hash_contents, probe_durations
-from pipeline.shards import BATCH_ROWS
+from pipeline.rows import BATCH_ROWS
 from pipeline.stages import Cutting
 
 ITEM_SECONDS = 60.0

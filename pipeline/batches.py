@@ -1,12 +1,28 @@
-"""Arrow shards -> torch tensors, uncopied. The only module of the pipeline that imports torch."""
+"""Arrow shards -> torch tensors. The only module of the pipeline that imports torch.
+
+N clips of a dataset, B of them in a batch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
+from pipeline.errors import SpecError
+from pipeline.order import Order
 from pipeline.plan import Plan
-from pipeline.shards import tube_values
+from pipeline.shards import ShardFile, ShardReader, require, tube_arrays, tube_values
+
+# What is known of a clip without looking at its pixels.
+KNOWN = ("clip_id", "uri", "view_index", "labels", "caption", "split", "group")
+OPEN_SHARDS = 256  # that stay mapped
+OPEN_BATCHES = 4096  # record batches whose places in memory are remembered
 
 
 def to_torch(batch: pa.RecordBatch, held: Plan, wanted: Plan | None = None) -> dict[str, torch.Tensor]:
@@ -21,3 +37,103 @@ def to_torch(batch: pa.RecordBatch, held: Plan, wanted: Plan | None = None) -> d
         for tube in held.tubes
     }
     return tensors if wanted is None else held.take(tensors, wanted)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some clips of one dataset: their pixels, and which ones they are.
+
+    tubes: {tube name: uint8 (B, n_t, n_h, n_w, kT, kH, kW, 3)}.
+    clips, epochs: int64 (B,): their places in `Dataset.known`, and how often all had been seen before.
+    """
+
+    tubes: dict[str, torch.Tensor]
+    clips: np.ndarray
+    epochs: np.ndarray
+
+
+class Dataset:
+    """The clips of a shard set, to be read in any order.
+
+    known: a row for each clip: KNOWN, and `shard`, `row`, `views`: where its views lie, one after the other.
+    """
+
+    def __init__(self, name: str, files: Sequence[ShardFile], wanted: Plan, split: str | None = None):
+        """SpecError if a shard lacks pixels that the plan wants, or no clip is of this split."""
+        self.name, self._files, self.plan = name, list(files), wanted
+        self._open = lru_cache(OPEN_SHARDS)(self._reader)
+        self._arrays = lru_cache(OPEN_BATCHES)(self._pixels)
+        tables = [_clips(ShardReader(file.location), number, wanted) for number, file in enumerate(files)]
+        self.known = pa.concat_tables(tables)
+        if split is not None:
+            splits = self.known["split"]
+            self.known = self.known.filter(pc.equal(splits, split))
+            if not self.known.num_rows:
+                there = ", ".join(map(repr, pc.unique(splits).to_pylist()))
+                raise SpecError(f"data.{name}.split", split, f"no clip has it; there are {there}")
+        if not self.known.num_rows:
+            raise SpecError(f"data.{name}", files[0].location.path, "holds no clips")
+        self._where = {column: self.known[column].to_numpy() for column in ("shard", "row", "views")}
+
+    def __len__(self) -> int:
+        return self.known.num_rows
+
+    def order(self, seed: int) -> Order:
+        """The stream of its clips."""
+        counts = np.bincount(self._where["shard"], minlength=len(self._files))
+        return Order(counts.tolist(), seed)
+
+    def read(self, clips: np.ndarray, epochs: np.ndarray, *, pinned: bool = False) -> Batch:
+        """Clips by number, of each the view whose turn it is in its epoch."""
+        rows = self._where["row"][clips] + turn(clips, epochs, self._where["views"][clips])
+        return Batch(self.rows(self._where["shard"][clips], rows, pinned=pinned), clips, epochs)
+
+    def views(self, clip: int) -> dict[str, torch.Tensor]:
+        """All views of one clip."""
+        shard, row, views = (int(self._where[column][clip]) for column in ("shard", "row", "views"))
+        return self.rows(np.full(views, shard), np.arange(row, row + views))
+
+    def rows(self, shards: np.ndarray, rows: np.ndarray, *, pinned: bool = False) -> dict[str, torch.Tensor]:
+        """Rows of shards, copied once: from the mapped file to where the GPU fetches them, if `pinned`."""
+        tubes = {
+            tube.name: torch.empty(len(rows), *tube.shape, dtype=torch.uint8, pin_memory=pinned)
+            for tube in self.plan.tubes
+        }
+        places = {name: tensor.numpy() for name, tensor in tubes.items()}
+        for k in np.lexsort((rows, shards)):  # as they lie in the files
+            number, offset = divmod(int(rows[k]), self._open(int(shards[k])).batch_rows)
+            found = self._arrays(int(shards[k]), number)
+            for name, place in places.items():
+                place[k] = found[name][offset]
+        return tubes
+
+    def _reader(self, shard: int) -> ShardReader:
+        return ShardReader(self._files[shard].location)
+
+    def _pixels(self, shard: int, number: int) -> Mapping[str, np.ndarray]:
+        """The wanted tubes of a record batch, where they lie."""
+        reader = self._open(shard)
+        held = tube_arrays(reader.batch(number), reader.plan)
+        return reader.plan.take(held, self.plan)
+
+
+def turn(clips: np.ndarray, epochs: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """int64 (B,): which of its stored views a clip shows in an epoch: a hash of both, modulo its views."""
+    x = clips.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + epochs.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's last steps
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) % views.astype(np.uint64)).astype(np.int64)
+
+
+def _clips(reader: ShardReader, number: int, wanted: Plan) -> pa.Table:
+    """The clips of a shard; views of one clip follow each other, and differ in what their ids end in."""
+    require(reader.plan, wanted, reader.location.path)
+    known = reader.columns(KNOWN)
+    clips = pc.replace_substring_regex(known["clip_id"], "/[0-9]+$", "").to_numpy()
+    first = np.flatnonzero(np.append(True, clips[1:] != clips[:-1])[: len(clips)])
+    views = np.diff(np.append(first, len(clips)))
+    places = {"shard": np.full(len(first), number), "row": first, "views": views}
+    known = known.take(pa.array(first))
+    for name, values in places.items():
+        known = known.append_column(name, pa.array(values, pa.int64()))
+    return known

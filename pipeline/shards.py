@@ -8,24 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from pipeline.cut import cut
 from pipeline.errors import Failure, SpecError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.storage import Location, locate
-from pipeline.units import PLANNED
-from pipeline.video import Pixels
 
 FORMAT_VERSION = 2
-# Rows of a record batch. Uncompressed, its size hardly matters to a reader; to a writer it is the memory.
-BATCH_ROWS = 64
 
 META = pa.schema(
     [
@@ -86,68 +80,6 @@ def meta_fields(schema: pa.Schema) -> list[pa.Field]:
     return [field for field in schema if not isinstance(field.type, pa.FixedShapeTensorType)]
 
 
-class Rows:
-    """Collects views and gives them out as record batches; a tube is cut straight into its batch."""
-
-    def __init__(self, schema: pa.Schema, plan: Plan, batch_rows: int = BATCH_ROWS):
-        self._schema, self._plan, self._batch_rows = schema, plan, batch_rows
-        self._names = [field.name for field in meta_fields(schema)]
-        self.count = 0
-        self._start()
-
-    def _start(self) -> None:
-        self._meta: list[dict[str, Any]] = []
-        self._tubes = {t.name: np.empty((self._batch_rows, *t.shape), np.uint8) for t in self._plan.tubes}
-
-    def add(
-        self, item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling
-    ) -> pa.RecordBatch | None:
-        """Add one view of an input; gives a batch whenever one is full."""
-        row = len(self._meta)
-        cut(pixels.frames, self._plan, {name: tube[row] for name, tube in self._tubes.items()})
-        self._meta.append(_meta(item, source_version, pixels, sampling))
-        self.count += 1
-        return self.flush() if len(self._meta) == self._batch_rows else None
-
-    def flush(self) -> pa.RecordBatch | None:
-        """What has been added since the last batch, if anything."""
-        if not self._meta:
-            return None
-        rows = len(self._meta)
-        arrays: list[pa.Array] = []
-        for field in self._schema:
-            if field.name in self._tubes:
-                arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(self._tubes[field.name][:rows]))
-            else:
-                arrays.append(pa.array([meta.get(field.name) for meta in self._meta], field.type))
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        self._start()
-        return batch
-
-
-def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling) -> dict[str, Any]:
-    view = pixels.clip.index * sampling.crops + pixels.crop_index
-    span = ""
-    if item["start_seconds"] is not None or item["end_seconds"] is not None:
-        start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
-        span = f"@{start}-{end}"
-    return {
-        **{k: v for k, v in item.items() if k not in PLANNED},
-        # Unique in a corpus and the same in every run: who, which frames, which view of them.
-        "clip_id": f"{item['uri']}{span}#{pixels.pts.min()}-{pixels.pts.max()}/{view}",
-        "source_version": source_version,
-        "start_seconds": pixels.start_seconds,
-        "end_seconds": pixels.end_seconds,
-        "frame_pts": pixels.pts,
-        "time_base": str(Fraction(pixels.time_base)),
-        "padded_frames": pixels.clip.padded_frames,
-        "padded_with": sampling.end if pixels.clip.padded_frames else None,
-        "damaged_frames": pixels.damaged_frames,
-        "crop": list(pixels.crop),
-        "view_index": view,
-    }
-
-
 def failure_table(failures: Sequence[Failure], unit: int) -> pa.Table:
     rows = [{**asdict(failure), "unit": unit} for failure in failures]
     return pa.Table.from_pylist(rows, schema=FAILURES)
@@ -201,21 +133,31 @@ class ShardReader:
         self.plan, self.sampling = schema_plan(self.schema, path)
         count = self._file.num_record_batches
         # Every batch but the last has as many rows as the first, so two of them tell all.
-        self._batch_rows = self._file.get_batch(0).num_rows if count else 1
-        self._rows = (count - 1) * self._batch_rows + self._file.get_batch(count - 1).num_rows if count else 0
+        self.batch_rows = self._file.get_batch(0).num_rows if count else 1
+        self._rows = (count - 1) * self.batch_rows + self._file.get_batch(count - 1).num_rows if count else 0
 
     def __len__(self) -> int:
         return self._rows
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """The record batch that holds rows [number * batch_rows, ...), uncopied."""
+        return self._file.get_batch(number)
 
     def rows(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows [start, stop): a view where they lie in one record batch, else a copy."""
         parts = []
         while start < stop:
-            number, offset = divmod(start, self._batch_rows)
-            size = min(stop - start, self._batch_rows - offset)
+            number, offset = divmod(start, self.batch_rows)
+            size = min(stop - start, self.batch_rows - offset)
             parts.append(self._file.get_batch(number).slice(offset, size))
             start += size
         return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns of all rows, uncopied; no pixel is touched unless one of them holds some."""
+        batches = (self._file.get_batch(number) for number in range(self._file.num_record_batches))
+        fields = [self.schema.field(name) for name in names]
+        return pa.Table.from_batches((batch.select(names) for batch in batches), pa.schema(fields))
 
     def tubes(self, wanted: Plan, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
         """The tubes of another plan that this shard contains, for rows [start, stop).

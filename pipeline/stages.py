@@ -18,8 +18,9 @@ from pipeline.corpus import Media, open_input
 from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage, StorageError
 from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
+from pipeline.rows import Rows
 from pipeline.sampling import Sampling
-from pipeline.shards import Rows, shard_schema
+from pipeline.shards import shard_schema
 from pipeline.storage import Identity, atomic_file, version_of
 from pipeline.video import Lost, Pixels, read_clips
 

@@ -15,8 +15,9 @@ from pipeline.batches import to_torch
 from pipeline.cut import cut
 from pipeline.errors import SpecError
 from pipeline.plan import Canvas, Plan, Tube
+from pipeline.rows import Rows
 from pipeline.sampling import Sampling
-from pipeline.shards import Rows, ShardReader, open_dataset, shard_schema, tube_arrays
+from pipeline.shards import ShardReader, open_dataset, shard_schema, tube_arrays
 from pipeline.storage import locate
 from pipeline.video import Pixels, read_clips
 

@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobs.metrics import Row
     from jobs.report import Report
-    from jobs.spec import EmbedSpec, ShardSpec
+    from jobs.spec import JobSpec
 
 
 def run(
-    spec: str | Path | Mapping[str, Any] | ShardSpec | EmbedSpec,
+    spec: str | Path | Mapping[str, Any] | JobSpec,
     *,
     extend: bool = False,
     retry_failed: bool = False,
-) -> Report:
+) -> Report | list[Row]:
     """Run a job here, or on the cluster that RAY_ADDRESS or the spec names; the same call again resumes.
 
     Args:
         spec: a YAML file, the mapping it would hold, or a checked spec.
         extend: take up inputs that have come since the job was begun, or have changed.
         retry_failed: do again what failed.
+
+    Returns:
+        what was done; of a training job, all that was measured, step by step.
 
     Raises:
         pipeline.errors.SpecError: what is wrong with it, a line each; nothing was computed.
@@ -31,7 +35,11 @@ def run(
 
     from jobs.report import Progress
     from jobs.runner import Again, run_job
-    from jobs.spec import load
+    from jobs.spec import TrainSpec, load
+    from jobs.train import run_train
 
     checked = load(spec) if isinstance(spec, str | Path | Mapping) else spec
-    return run_job(checked, Progress(Console(stderr=True)), Again(extend, retry_failed))
+    progress = Progress(Console(stderr=True))
+    if isinstance(checked, TrainSpec):
+        return run_train(checked, progress)
+    return run_job(checked, progress, Again(extend, retry_failed))

@@ -22,7 +22,7 @@ from rich.text import Text
 from pipeline.errors import SpecError, SpecListError, StorageError
 
 if TYPE_CHECKING:
-    from jobs.spec import EmbedSpec, ShardSpec
+    from jobs.spec import JobSpec
 
 app = typer.Typer(
     help="Streaming video analytics on sparse tubes: shard, embed and verify video corpora, on Ray.",
@@ -40,7 +40,7 @@ Overrides = Annotated[
 Output = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Same as --set output.path=DIR.")]
 
 
-def _load(spec: Path, overrides: list[str] | None, output: str | None) -> ShardSpec | EmbedSpec:
+def _load(spec: Path, overrides: list[str] | None, output: str | None) -> JobSpec:
     from jobs.spec import load
 
     changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])
@@ -59,14 +59,22 @@ def run(
     ] = None,
 ) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
-    from jobs.report import Progress
+    from jobs.report import Progress, measured
     from jobs.runner import Again, run_job
+    from jobs.spec import TrainSpec
+    from jobs.train import run_train
 
     progress = Progress(err)
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, progress.interrupt) for number in signals]
     try:
-        report = run_job(_load(spec, set_, output), progress, Again(extend, retry_failed, watch))
+        checked, again = _load(spec, set_, output), Again(extend, retry_failed, watch)
+        if not isinstance(checked, TrainSpec):
+            table = run_job(checked, progress, again).table()
+        elif again.wanted:
+            raise SpecError("--extend, --retry-failed, --watch", True, "a training job takes none of these")
+        else:
+            table = measured(checked.output.path, run_train(checked, progress))
     except (KeyboardInterrupt, SystemExit) as stopped:
         # While Ray starts it has a handler of its own, which exits with the signal's number.
         number = stopped.code if isinstance(stopped, SystemExit) else progress.interrupted or signal.SIGINT
@@ -79,7 +87,7 @@ def run(
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
-    out.print(report.table())
+    out.print(table)
 
 
 @app.command()

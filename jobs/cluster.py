@@ -21,7 +21,7 @@ import ray.exceptions
 import jobs
 import models
 import pipeline
-from jobs.spec import EmbedSpec, ShardSpec, dump
+from jobs.spec import JobSpec, TrainSpec, dump
 from pipeline.errors import SpecError
 
 # Ray starts in ten seconds, on a busy machine in a minute.
@@ -116,7 +116,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def submit(spec: ShardSpec | EmbedSpec, address: str, submission_id: str | None = None) -> str:
+def submit(spec: JobSpec, address: str, submission_id: str | None = None) -> str:
     """Send this code and a spec to a cluster's job server; returns the submission id.
 
     The spec is taken as it is: its paths must mean the same thing on the cluster's nodes.
@@ -126,8 +126,14 @@ def submit(spec: ShardSpec | EmbedSpec, address: str, submission_id: str | None 
     """
     from ray.job_submission import JobSubmissionClient
 
-    paths = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path, spec.input.shards)
-    for field, path in (("output.path", spec.output.path), *(("input", path) for path in paths)):
+    paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
+    if isinstance(spec, TrainSpec):
+        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
+        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
+    else:
+        several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
+        paths += [("input", path) for path in (*several, spec.input.shards)]
+    for field, path in paths:
         if path is not None and "://" not in path and not Path(path).is_absolute():
             raise SpecError(
                 field, path, "a relative path means nothing on a cluster; give a URI or a full path"

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from jobs import frozen
 from jobs.embed import Encoder
-from jobs.spec import EmbedSpec, ShardSpec
+from jobs.spec import EmbedSpec, JobSpec, ShardSpec, TrainSpec
 from pipeline.corpus import Media
 from pipeline.generations import inputs_of, items_of
 from pipeline.probing import probe_seconds
@@ -17,8 +17,30 @@ from pipeline.probing import probe_seconds
 PROBED = 64  # inputs of the first chunk whose header is read where clips depend on how long a video is
 
 
-def estimate(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
+def estimate(spec: JobSpec) -> dict[str, Any]:
     """{what: how much}, in the order to print it. Raises SpecError as a run would."""
+    return _training(spec) if isinstance(spec, TrainSpec) else _units(spec)
+
+
+def _training(spec: TrainSpec) -> dict[str, Any]:
+    from jobs.materials import check, materials
+
+    data = materials(spec)
+    check(spec, data)
+    found: dict[str, Any] = {"job": spec.kind, "steps": spec.recipe.steps}
+    for name, source in data.sources.items():
+        count = len(source.dataset)
+        found[f"{name} clips"] = count
+        found[f"{name} clips in a batch"] = source.share
+        found[f"{name} epochs"] = f"{spec.recipe.steps * source.share / count:.2f}"
+        found[f"{name} classes"] = len(source.classes)
+    for name, source in data.tests.items():
+        found[f"{name} clips (test)"] = len(source.dataset)
+    found["output"] = spec.output.path
+    return found
+
+
+def _units(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
     source = frozen.list_source(spec)
     probed: list[int] = []
 

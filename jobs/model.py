@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
 import models
 from models import ClipConfig, InitConfig, TubeConfig
 from models.config import Positions
+from models.towers import is_file
 from pipeline.corpus import Media
 from pipeline.errors import SpecListError
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
+from pipeline.storage import locate
 
 
 class Architecture(Frozen):
@@ -48,13 +51,11 @@ class Architecture(Frozen):
         return {"video": video} if image is None else {"video": video, "image": image}
 
 
-class Model(Architecture):
+class Weighted(Architecture):
     """A model with its weights; see models.Options for what is not described here.
 
     checkpoint: a folder written by training; None starts from `clip.pretrained`, `init` and `tubes_from` and,
         elsewhere, `seed`.
-    batch_views: views in one forward pass.
-    precision: auto is bf16 on a GPU and fp32 on a CPU.
     """
 
     adapter_layers: tuple[NonNegativeInt, ...] | None = None
@@ -64,8 +65,6 @@ class Model(Architecture):
     frozen_layers: PositiveInt | None = None
     checkpoint: str | None = None
     seed: NonNegativeInt = 0
-    batch_views: PositiveInt = 16
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def options(self, sampling: Sampling) -> models.Options:
         return {
@@ -76,3 +75,31 @@ class Model(Architecture):
             "tubes_from": self.tubes_from,
             "frozen_layers": self.frozen_layers,
         }
+
+    def absolute(self) -> Self:
+        """The same with paths that mean the same in every process; weights may be one, or a tag."""
+        clip, init = self.clip, self.init
+        if clip is not None and clip.pretrained is not None and Path(clip.pretrained).exists():
+            clip = clip.model_copy(update={"pretrained": absolute(clip.pretrained)})
+        if clip is not None and is_file(clip.arch):
+            clip = clip.model_copy(update={"arch": absolute(clip.arch)})
+        if init is not None and Path(init.weights).exists():
+            init = init.model_copy(update={"weights": absolute(init.weights)})
+        paths = {"checkpoint": absolute(self.checkpoint), "tubes_from": absolute(self.tubes_from)}
+        return self.model_copy(update={"clip": clip, "init": init, **paths})
+
+
+class Model(Weighted):
+    """A model at work.
+
+    batch_views: views in one forward pass.
+    precision: auto is bf16 on a GPU and fp32 on a CPU.
+    """
+
+    batch_views: PositiveInt = 16
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that does not depend on the working directory; a URI, and None, as they are."""
+    return path if path is None or "://" in path else locate(path).path

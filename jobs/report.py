@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -84,6 +84,14 @@ class Report:
         write_atomic(run.place / "report.html", page.export_html().encode())
 
 
+def measured(output: str, rows: Sequence[Mapping[str, float | int | str]]) -> Table:
+    """What a training run came to: the last value of everything that it measured."""
+    table = Table(show_header=False, title=f"train: {output}/model", title_justify="left")
+    for name, value in {name: value for row in rows for name, value in row.items()}.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}")
+    return table
+
+
 def failures_table(failures: pa.Table) -> Table:
     """By reason: inputs, rows that they gave all the same, an example."""
     table = Table(title="failures", title_justify="left")
@@ -152,6 +160,11 @@ class Progress:
         elif time.monotonic() - self._said >= PLAIN_SECONDS or self._done == self._units:
             self._said = time.monotonic()
             self.console.print(f"units {self._done}/{self._units}  {text}", highlight=False)
+
+    def trained(self, row: Mapping[str, float | int | str], steps: int) -> None:
+        """A row of a training run's metrics."""
+        rest = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float)]
+        self.console.print(f"step {row['step']:,}/{steps:,}  {'  '.join(rest)}", highlight=False)
 
     def stop(self) -> None:
         if self._bar is not None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -20,14 +21,14 @@ from pydantic import (
 )
 
 from jobs.mistakes import explain
-from jobs.model import Architecture, Model
-from models.towers import is_file
+from jobs.model import Architecture, Model, absolute
+from jobs.recipe import Learning
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Hardware, Limits
 from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
-from pipeline.storage import Identity, locate
+from pipeline.storage import Identity
 
 
 class Input(Frozen):
@@ -124,14 +125,14 @@ class _Job(Frozen):
         """The same job with paths that mean the same in every process of this machine."""
         paths = self.input.path
         given = {
-            "path": tuple(map(_absolute, paths)) if isinstance(paths, tuple) else _absolute(paths),
-            "root": _absolute(self.input.root),
-            "shards": _absolute(self.input.shards),
+            "path": tuple(map(absolute, paths)) if isinstance(paths, tuple) else absolute(paths),
+            "root": absolute(self.input.root),
+            "shards": absolute(self.input.shards),
         }
         return self.model_copy(
             update={
                 "input": self.input.model_copy(update=given),
-                "output": self.output.model_copy(update={"path": _absolute(self.output.path)}),
+                "output": self.output.model_copy(update={"path": absolute(self.output.path)}),
             }
         )
 
@@ -172,21 +173,7 @@ class EmbedSpec(_Job):
     model: Model
 
     def absolute(self) -> Self:
-        """See above; checkpoints are paths, too, and other weights are if there is such a file."""
-        clip, init = self.model.clip, self.model.init
-        if clip is not None and clip.pretrained is not None and Path(clip.pretrained).exists():
-            clip = clip.model_copy(update={"pretrained": _absolute(clip.pretrained)})
-        if clip is not None and is_file(clip.arch):
-            clip = clip.model_copy(update={"arch": _absolute(clip.arch)})
-        if init is not None and Path(init.weights).exists():
-            init = init.model_copy(update={"weights": _absolute(init.weights)})
-        given = {
-            "clip": clip,
-            "init": init,
-            "checkpoint": _absolute(self.model.checkpoint),
-            "tubes_from": _absolute(self.model.tubes_from),
-        }
-        return super().absolute().model_copy(update={"model": self.model.model_copy(update=given)})
+        return super().absolute().model_copy(update={"model": self.model.absolute()})
 
     @model_validator(mode="after")
     def _sampled_once(self) -> Self:
@@ -197,15 +184,46 @@ class EmbedSpec(_Job):
         return self
 
 
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or "://" in path else locate(path).path
+class Folder(Frozen):
+    """path: the run's folder, which all workers see under that name."""
+
+    path: Annotated[str, Field(min_length=1)]
 
 
-Spec = Annotated[ShardSpec | EmbedSpec, Field(discriminator="kind")]
-_SPEC: TypeAdapter[ShardSpec | EmbedSpec] = TypeAdapter(Spec)
+class Restarts(Frozen):
+    """max_failures: how often workers may be lost; training goes on from its last checkpoint."""
+
+    max_failures: NonNegativeInt = 3
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()) -> ShardSpec | EmbedSpec:
+class TrainSpec(Learning):
+    """Train a model on shards; see jobs.recipe for what may be said of it."""
+
+    version: Literal[1]
+    kind: Literal["train"]
+    output: Folder
+    failure: Restarts = Restarts()
+    ray: Cluster = Cluster()
+
+    def absolute(self) -> Self:
+        output = self.output.model_copy(update={"path": absolute(self.output.path)})
+        return super().absolute().model_copy(update={"output": output})
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights depend on."""
+        values = self.model_dump(
+            mode="json", exclude={"resources", "checkpoints", "failure", "ray", "output"}
+        )
+        del values["strategy"]
+        return values
+
+
+JobSpec = ShardSpec | EmbedSpec | TrainSpec
+KINDS: dict[str, type[Frozen]] = {"shard": ShardSpec, "embed": EmbedSpec, "train": TrainSpec}
+_SPEC: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="kind")])
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()) -> JobSpec:
     """Read and check a spec.
 
     Args:
@@ -237,7 +255,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()
     try:
         return _SPEC.validate_json(text)
     except ValidationError as error:
-        raise SpecListError(explain(error, {"shard": ShardSpec, "embed": EmbedSpec})) from None
+        raise SpecListError(explain(error, KINDS)) from None
 
 
 def schema() -> dict[str, Any]:
@@ -245,7 +263,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_SPEC.json_schema()}
 
 
-def dump(spec: ShardSpec | EmbedSpec) -> str:
+def dump(spec: JobSpec) -> str:
     """The spec with every default filled in, as YAML."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 

@@ -33,10 +33,12 @@ class Preset:
     interpolated: bool = False
 
 
+NANO = (96, 4, 4)  # nobody's: what learns in minutes on a CPU
 TINY, SMALL, BASE, LARGE, HUGE = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16), (1280, 32, 16)
 FOUR, DEEP, CORE, PAIRS = plans.TUBEVIT, plans.TUBEVIT_DEEP, plans.TUBEVIT_CORE, plans.VIVIT
 
 MODELS = {
+    "tubevit-nano": Preset("tubevit", "TubeViT of 4 layers, to be trained on a CPU", *NANO, tubes=FOUR),
     "tubevit-tiny": Preset("tubevit", "TubeViT of ViT-Ti width", *TINY, tubes=FOUR),
     "tubevit-tiny-s2d": Preset("tubevit", "TubeViT-Ti, larger tubes by space-to-depth", *TINY, tubes=DEEP),
     "tubevit-small": Preset("tubevit", "TubeViT of ViT-S width", *SMALL, tubes=FOUR),
@@ -50,6 +52,7 @@ MODELS = {
     "tubevit-b16-interpolated": Preset(
         "tubevit", "TubeViT-B, all kernels resized from one", *BASE, tubes=FOUR, interpolated=True
     ),
+    "vivit-nano": Preset("vivit", "ViViT of 4 layers, to be trained on a CPU", *NANO, tubes=PAIRS),
     "vivit-tiny": Preset("vivit", "ViViT-Ti model 1: joint space-time attention", *TINY, tubes=PAIRS),
     "vivit-tiny-fe": Preset(
         "vivit", "ViViT-Ti model 2: factorised encoder", *TINY, tubes=PAIRS, variant="factorised_encoder"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,32 +28,51 @@ HEAD = "head."
 
 
 class Stored(Frozen):
-    """config.json: how the model was made, and the plan it was made for."""
+    """config.json: how the model was made, the plan it was made for, and what its classes are called.
+
+    classes: of each head, in the order of its logits; a single head's is the dataset that it was trained on.
+    """
 
     format: int = 1
     model: ModelConfig
     plan_digest: str
+    classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
-def save(model: Model, folder: str | Path) -> None:
-    """Write all weights, frozen ones included, and the config of a model from `models.create`."""
+def save(
+    model: Model,
+    folder: str | Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    classes: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Write all weights, frozen ones included, and the config of a model from `models.create`.
+
+    state: what to write in place of the model's own, which may be spread over several processes.
+    """
     if model.config is None:
         raise ValueError("only a model made by models.create can be saved: this one has no config")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    stored = Stored(model=model.config, plan_digest=model.plan.digest)
+    state = model.state_dict() if state is None else state
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(whole, folder / WEIGHTS)
+    stored = Stored(model=model.config, plan_digest=model.plan.digest, classes=dict(classes or {}))
     (folder / CONFIG).write_text(stored.model_dump_json(indent=2) + "\n")
 
 
 def stored_config(folder: str | Path, field: str = "model.checkpoint") -> ModelConfig:
     """The config a checkpoint was saved with. FileNotFoundError or ValueError in one line."""
+    return stored(folder, field).model
+
+
+def stored(folder: str | Path, field: str = "model.checkpoint") -> Stored:
+    """All of a checkpoint's config.json. FileNotFoundError or ValueError in one line."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{field} = {str(folder)!r}: no {CONFIG} there; give a saved folder")
     try:
-        return Stored.model_validate_json(path.read_text()).model
+        return Stored.model_validate_json(path.read_text())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -66,20 +85,20 @@ def agree(config: ModelConfig, folder: str | Path) -> ModelConfig:
     ValueError if their structures differ. Frames, size, filter and key frames may, where no weight depends on
     them.
     """
-    stored = stored_config(folder)
-    ours, theirs = _structure(config), _structure(stored)
+    there = stored_config(folder)
+    ours, theirs = _structure(config), _structure(there)
     for field in ours | theirs:
         if ours.get(field) != theirs.get(field):
             raise ValueError(
                 f"model.{field} = {ours.get(field)!r}: checkpoint {str(folder)!r} was made with "
                 f"{theirs.get(field)!r}"
             )
-    if config.clip is not None and stored.clip is not None:
-        clip = config.clip.model_copy(update={"pretrained": stored.clip.pretrained})
+    if config.clip is not None and there.clip is not None:
+        clip = config.clip.model_copy(update={"pretrained": there.clip.pretrained})
         config = config.model_copy(update={"clip": clip})
-    config = config.model_copy(update={"init": stored.init, "tubes_from": stored.tubes_from})
+    config = config.model_copy(update={"init": there.init, "tubes_from": there.tubes_from})
     if config.num_classes is None:
-        config = config.model_copy(update={"num_classes": stored.num_classes})
+        config = config.model_copy(update={"num_classes": there.num_classes})
     return config
 
 
@@ -110,13 +129,13 @@ def load(model: Model, folder: str | Path) -> None:
 
 def tubes(folder: str | Path, field: str) -> dict[str, Tensor]:
     """The 3-D tubes of a saved TubeViT, or of one beside CLIP: kernels and biases, in its width."""
-    stored = stored_config(folder, field)
+    config = stored_config(folder, field)
     prefix = "trunk.tokenizer."
     state = {
         name.removeprefix(prefix): x for name, x in _read(folder, field).items() if name.startswith(prefix)
     }
     if not state or "weight.shared" in state:
-        raise ValueError(f"{field} = {str(folder)!r}: {stored.name} has no tubes to carry; give a TubeViT")
+        raise ValueError(f"{field} = {str(folder)!r}: {config.name} has no tubes to carry; give a TubeViT")
     return {name: x for name, x in state.items() if not name.split(".")[-1].startswith("tube_1x")}
 
 

@@ -39,7 +39,7 @@ def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
         ("limits.timeout_seconds=0", "limits.timeout_seconds = 0: input should be greater than 0"),
         ("resources.decode.hardware=tpu", "resources.decode.hardware = 'tpu': input should be 'cuda'"),
         ("sampling={corrupt: hide}", "sampling.corrupt = 'hide': input should be 'drop_clip', 'keep' or"),
-        ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed'"),
+        ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed' or 'train'"),
         ("input.path=null", "input: give either path (videos and images) or shards (a run's output folder)"),
         ("model=null", "model = None: input should be"),
         ("input.path=3", "input.path = 3: input should be a valid string or input should be a valid array"),

@@ -1,0 +1,64 @@
+"""From the names that clips are labelled with to the numbers that a head learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.batches import Dataset
+from pipeline.errors import SpecError
+
+Classes = Mapping[str, tuple[str, ...]]  # of each head, in the order of its logits
+
+
+def classes_of(
+    datasets: Mapping[str, Dataset], heads: Mapping[str, str], known: Classes
+) -> dict[str, tuple[str, ...]]:
+    """The classes of each head: a checkpoint's, `known`, if they are enough, else all that occur, sorted."""
+    found: dict[str, set[str]] = {}
+    for name, dataset in datasets.items():
+        names = pc.unique(_flat(dataset)).to_pylist()
+        found.setdefault(heads[name], set()).update(names)
+    return {
+        head: known[head] if names <= set(known.get(head, ())) else tuple(sorted(names))
+        for head, names in found.items()
+    }
+
+
+def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool, field: str) -> np.ndarray:
+    """Of each clip: int64 (N,) class, or float32 (N, C) zeros and ones if `multi_label`.
+
+    Raises:
+        SpecError: a clip has no label, more than one (unless `multi_label`), or one that is no class.
+    """
+    lists = dataset.known["labels"].combine_chunks()
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    wrong = counts == 0 if multi_label else counts != 1
+    if wrong.any():
+        clip = dataset.known["clip_id"][int(np.flatnonzero(wrong)[0])].as_py()
+        some = f"{int(wrong.sum()):,} of {len(dataset):,} clips, the first of them {clip}, have"
+        problem = "no label" if multi_label or counts[wrong][0] == 0 else "several labels"
+        remedy = "name a split that is labelled, or shard a table with `labels`"
+        if problem == "several labels":
+            remedy = "set recipe.multi_label"
+        raise SpecError(field, dataset.name, f"{some} {problem}: {remedy}")
+    numbers = pc.index_in(_flat(dataset), pa.array(list(classes), pa.string()))
+    if numbers.null_count:
+        stranger = pc.unique(_flat(dataset).filter(pc.is_null(numbers)))[0].as_py()
+        raise SpecError(
+            field, dataset.name, f"label {stranger!r} is none of the {len(classes)} classes that are trained"
+        )
+    flat = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+    if not multi_label:
+        return flat
+    marked = np.zeros((len(dataset), len(classes)), np.float32)
+    marked[np.repeat(np.arange(len(dataset)), counts), flat] = 1
+    return marked
+
+
+def _flat(dataset: Dataset) -> pa.Array:
+    """All labels of all clips, one after the other."""
+    return pc.list_flatten(dataset.known["labels"].combine_chunks())

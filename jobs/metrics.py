@@ -1,0 +1,44 @@
+"""What a training run measured, step by step: RUN/metrics.jsonl, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+Row = dict[str, float | int | str]
+FILE = "metrics.jsonl"
+BOARD = "tensorboard"
+
+
+class Metrics:
+    """Appends rows, {"step": steps done, name: value, ...}; one with "resumed" takes back what came later."""
+
+    def __init__(self, run: Path) -> None:
+        from tensorboardX import SummaryWriter  # which only the process that writes needs
+
+        self._path = run / FILE
+        self._board = SummaryWriter(str(run / BOARD), flush_secs=10)
+
+    def __call__(self, row: Row) -> None:
+        step = int(row["step"])
+        if "resumed" in row:
+            kept = [old for old in read(self._path.parent) if int(old["step"]) <= step]
+            self._path.write_text("".join(f"{json.dumps(old)}\n" for old in kept))
+            return
+        with self._path.open("a") as file:
+            file.write(f"{json.dumps(row)}\n")
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def read(run: Path) -> Iterator[Row]:
+    """All rows so far; a last one that is still being written is left out."""
+    path = run / FILE
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        if line.endswith("\n"):
+            yield json.loads(line)

@@ -1,0 +1,207 @@
+"""What the spec of a training job may say: its data, and how a model learns from it."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from jobs.model import Weighted, absolute
+from pipeline.order import shares
+from pipeline.plan import Frozen
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Data(Frozen):
+    """Clips or images to learn from, or to be tested on.
+
+    shards: the output folder of a `kind: shard` job, or the folder of one of its sets (OUT/shards/image).
+    split: only the clips of this split; None: all of them.
+    weight: its share of each batch, beside those of the others.
+    head: the name of its label space; datasets with one head share their classes. None: its own name.
+    """
+
+    shards: str
+    split: str | None = None
+    weight: PositiveFloat = 1.0
+    head: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = None
+
+
+class Optimizer(Frozen):
+    """How weights follow gradients.
+
+    warm_up_steps: from 0 to the full rate; then a cosine to 0 at the last step.
+    weight_decay: of weight matrices; gates, positions, norms and biases have none.
+    layer_decay: what each layer's rate is multiplied with, once for every layer above it.
+    freeze: names of parameters that stay as they are, beside those that the model freezes; * fits anything.
+    clip_norm: the longest that the gradient of all weights may be.
+    ema: the decay of a moving average of the weights, which then is what is tested and saved.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: PositiveFloat
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+    warm_up_steps: NonNegativeInt = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip_norm: PositiveFloat | None = 1.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    freeze: tuple[str, ...] = ()
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warm_up_steps:
+            return self.learning_rate * (step + 1) / self.warm_up_steps
+        done = (step - self.warm_up_steps) / max(1, steps - self.warm_up_steps)
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done))
+
+    def freezes(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.freeze)
+
+
+class Augment(Frozen):
+    """What is done to the tubes of a clip each time it is seen; a seed, the step and its place decide.
+
+    flip: how often it is mirrored. Labels stay: not for classes that tell left from right.
+    brightness, contrast, saturation: by a factor of 1 - x to 1 + x.
+    erase: how often a box in space and time is blanked; its share of the clip is up to a third.
+    mixup, cutmix: parameters of the Beta distribution that clips are blended by, or boxes exchanged; with
+        both, either, as often.
+    """
+
+    flip: Fraction = 0.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    erase: Fraction = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+
+
+class Recipe(Frozen):
+    """How long, in which batches, and by which rules.
+
+    steps: optimizer steps. batch: clips of all datasets in one, on all workers.
+    accumulate: parts that a worker's share of a batch is worked through in.
+    label_smoothing: of the cross-entropy (arXiv:1512.00567). multi_label: any number of labels a clip, each
+        with a sigmoid of its own.
+    """
+
+    steps: PositiveInt
+    batch: PositiveInt
+    optimizer: Optimizer
+    accumulate: PositiveInt = 1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    multi_label: bool = False
+    augment: Augment = Augment()
+    seed: NonNegativeInt = 0
+
+
+class Strategy(Frozen):
+    """How the work is laid out; none of it changes what is learned.
+
+    parallel: ddp holds all weights on every worker, fsdp shares them out (FSDP2).
+    precision: auto is bf16 on a GPU and fp32 on a CPU. recompute: activation checkpointing.
+    deterministic: the same spec gives the same bits; slower on a GPU.
+    """
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    recompute: bool = False
+    compile: bool = False
+    deterministic: bool = False
+
+
+class Checkpoints(Frozen):
+    """every_steps: what a restart may lose. keep: so many of the last ones."""
+
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class Validation(Frozen):
+    """data: of training's heads, by their names. every_steps: None is at the end alone."""
+
+    data: dict[str, Data] = Field(default_factory=dict)
+    every_steps: PositiveInt | None = None
+    batch: PositiveInt = 64
+
+
+class TrainWorkers(Frozen):
+    """workers: processes; (least, most) lets a cluster decide.
+
+    cpus, gpus: of each; gpus left out is one, if there are any.
+    """
+
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    cpus: PositiveFloat = 1.0
+    gpus: NonNegativeFloat | None = None
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"workers = {self.workers}: the least number comes first")
+        return self
+
+    @property
+    def least(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+class Learning(Frozen):
+    """All that a training process has to know; the spec of a job, but for where it runs."""
+
+    data: Annotated[dict[str, Data], Field(min_length=1)]
+    model: Weighted
+    recipe: Recipe
+    strategy: Strategy = Strategy()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    resources: TrainWorkers = TrainWorkers()
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> Self:
+        try:
+            self.shares()
+        except ValueError as error:
+            parts = f"recipe.accumulate {self.recipe.accumulate}, resources.workers {self.resources.workers}"
+            raise ValueError(f"recipe.batch = {self.recipe.batch} with {parts}: {error}") from None
+        strangers = [
+            f"{name} (head {self.head(name)})"
+            for name in self.validation.data
+            if self.head(name) not in {self.head(name) for name in self.data}
+        ]
+        if strangers:
+            heads = ", ".join(dict.fromkeys(self.head(name) for name in self.data))
+            raise ValueError(f"validation.data: no such head is trained: {strangers[0]}; there are {heads}")
+        return self
+
+    def shares(self) -> dict[str, int]:
+        """How many clips of each dataset are in a batch: the same number for every worker there may be."""
+        every_count = math.lcm(*range(self.resources.least, self.resources.most + 1))
+        weights = [data.weight for data in self.data.values()]
+        counts = shares(weights, self.recipe.batch, every_count * self.recipe.accumulate)
+        return dict(zip(self.data, counts, strict=True))
+
+    def head(self, name: str) -> str:
+        """The label space of a dataset."""
+        found = self.data.get(name) or self.validation.data[name]
+        return (self.validation.data.get(name) or found).head or found.head or name
+
+    def absolute(self) -> Self:
+        """The same with paths that mean the same in every process of this machine."""
+
+        def there(data: dict[str, Data]) -> dict[str, Data]:
+            return {k: v.model_copy(update={"shards": absolute(v.shards)}) for k, v in data.items()}
+
+        validation = self.validation.model_copy(update={"data": there(self.validation.data)})
+        given = {"data": there(self.data), "model": self.model.absolute(), "validation": validation}
+        return self.model_copy(update=given)

@@ -54,7 +54,7 @@ def _units(spec: ShardSpec | EmbedSpec) -> dict[str, Any]:
 
     if isinstance(spec, EmbedSpec):
         Encoder(spec.model, source.sampling).check()
-    crops = source.sampling.crops if source.corpus is not None else 1  # a shard's row is a view already
+    crops = source.sampling.views if source.corpus is not None else 1  # a shard's row is a view already
     views: Counter[Media] = Counter()
     inputs = units = largest = 0
     for table in frozen.units_of(spec, source, durations):

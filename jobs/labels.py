@@ -23,7 +23,7 @@ def classes_of(
         names = pc.unique(_flat(dataset)).to_pylist()
         found.setdefault(heads[name], set()).update(names)
     return {
-        head: known[head] if names <= set(known.get(head, ())) else tuple(sorted(names))
+        head: known[head] if head in known and names <= set(known[head]) else tuple(sorted(names))
         for head, names in found.items()
     }
 

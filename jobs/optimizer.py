@@ -64,13 +64,14 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     found = {name: int(block.group(1)) + 1 for name in names if (block := BLOCK.search(name)) is not None}
     first = max((depth for name, depth in found.items() if not name.startswith(SECOND)), default=0)
     found |= {name: first + depth for name, depth in found.items() if name.startswith(SECOND)}
-    top = max(found.values(), default=0) + 1
+    top = max(found.values(), default=0)
     for name in names:
-        if name not in found:
-            after = name.startswith((HEAD, "pool.")) or name.endswith(
-                ("encoder.norm.weight", "encoder.norm.bias")
-            )
-            found[name] = top if after else first if name.startswith("temporal_") else 0
+        if name.startswith((HEAD, "pool.")):
+            found[name] = top + 1
+        elif ".norm." in f".{name}" and name not in found:  # the one after a stack
+            found[name] = first if top > first and not name.startswith(SECOND) else top + 1
+        elif name not in found:
+            found[name] = first if name.startswith("temporal_") else 0
     return found
 
 

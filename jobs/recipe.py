@@ -188,7 +188,9 @@ class Learning(Frozen):
         """How many clips of each dataset are in a batch: the same number for every worker there may be."""
         every_count = math.lcm(*range(self.resources.least, self.resources.most + 1))
         weights = [data.weight for data in self.data.values()]
-        counts = shares(weights, self.recipe.batch, every_count * self.recipe.accumulate)
+        # Clips that are mixed in pairs stay together, however many workers there are.
+        pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
+        counts = shares(weights, self.recipe.batch, pair * every_count * self.recipe.accumulate)
         return dict(zip(self.data, counts, strict=True))
 
     def head(self, name: str) -> str:

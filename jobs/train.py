@@ -48,17 +48,19 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
         raise SpecError("output.path", spec.output.path, problem)
     run = Path(spec.output.path)
     with only_writer(spec.output.path):
-        _claim(run, spec)
+        begun = _begun(run, spec)
         if not (run / MODEL / "config.json").exists():
             _check(spec)
+            if not begun:
+                write_atomic(locate(str(run / SPEC)), dump(spec).encode())
             progress.status("starting Ray ...")
             with connected(spec.ray.address) as room:
                 _fit(spec, run, room, progress)
     return list(read(run))
 
 
-def _claim(run: Path, spec: TrainSpec) -> None:
-    """Make the folder this job's; SpecError if it is another's."""
+def _begun(run: Path, spec: TrainSpec) -> bool:
+    """Whether an earlier call has begun this job in the folder; SpecError if it is another's."""
     path = run / SPEC
     if path.exists():
         old = load(yaml.safe_load(path.read_text()))
@@ -67,13 +69,11 @@ def _claim(run: Path, spec: TrainSpec) -> None:
             shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
             problem = f"belongs to another spec ({shown}); choose a new folder"
             raise SpecError("output.path", str(run), problem)
-    else:
-        strangers = [entry.name for entry in run.iterdir() if not entry.name.startswith(".")]
-        if strangers:
-            raise SpecError(
-                "output.path", str(run), f"holds other files ({strangers[0]}); choose a new folder"
-            )
-        write_atomic(locate(str(path)), dump(spec).encode())
+        return True
+    strangers = [entry.name for entry in run.iterdir() if not entry.name.startswith(".")]
+    if strangers:
+        raise SpecError("output.path", str(run), f"holds other files ({strangers[0]}); choose a new folder")
+    return False
 
 
 def _check(spec: TrainSpec) -> None:

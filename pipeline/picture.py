@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from av.error import FFmpegError
 from pipeline.errors import MediaError
 from pipeline.media import error_text
 from pipeline.plan import CHANNELS, Canvas, Filter
-from pipeline.sampling import Sampling
+from pipeline.sampling import RandomCrops, Sampling
 
 # swscale's names; bicubic with the kernel of PIL, which CLIP's own preprocessing uses (a = -0.5).
 SCALERS: dict[Filter, str] = {
@@ -89,8 +90,9 @@ def _blaming_the_file() -> Iterator[None]:
 class Converter:
     """Frames to small RGB: crop, scale and colour in one filter graph for each geometry."""
 
-    def __init__(self, sample_aspect_ratio: Fraction):
-        self._aspect = float(sample_aspect_ratio)
+    def __init__(self, sample_aspect_ratio: Fraction, name: str = ""):
+        """name: of the file, without its folder: with a seed it decides on random crops."""
+        self._aspect, self._name = float(sample_aspect_ratio), name
         # Kept alive on purpose: PyAV 18.1 crashes when a graph goes while one of its frames is in use.
         self._graphs: dict[tuple, av.filter.Graph] = {}
         self._turns: dict[tuple[int, int, int], Orientation] = {}
@@ -105,19 +107,23 @@ class Converter:
     def box(self, frame: av.VideoFrame, sampling: Sampling, crop_index: int) -> tuple[int, int, int, int]:
         """(top, left, height, width): the largest part of the stored picture with the canvas' shape.
 
-        Crops are counted as the viewer sees them, so a turned picture is cropped along its stored axes.
+        Crops are counted as the viewer sees them, so a turned picture is cropped along its stored axes. A
+        random one is a part of such a part, of a shape that differs a little.
         """
         turn = self._turn(frame)
         out_h, out_w = sampling.height_px, sampling.width_px
         if turn.swapped:
             out_h, out_w = out_w, out_h
-        scale = min(frame.width * self._aspect / out_w, frame.height / out_h)
-        width = max(1, min(frame.width, round(out_w * scale / self._aspect)))
+        across = down = 0.5 if sampling.crops == 1 else crop_index / (sampling.crops - 1)
+        wider = size = 1.0
+        if sampling.random_crops is not None:
+            wider, size, across, down = _drawn(sampling.random_crops, self._name, crop_index)
+        scale = min(frame.width * self._aspect / (out_w * wider), frame.height / out_h) * size
+        width = max(1, min(frame.width, round(out_w * wider * scale / self._aspect)))
         height = max(1, min(frame.height, round(out_h * scale)))
-        along = 0.5 if sampling.crops == 1 else crop_index / (sampling.crops - 1)
         flipped_x, flipped_y = (turn.down, turn.mirrored) if turn.swapped else (turn.mirrored, turn.down)
-        left = (frame.width - width) * (1 - along if flipped_x else along)
-        top = (frame.height - height) * (1 - along if flipped_y else along)
+        left = (frame.width - width) * (1 - across if flipped_x else across)
+        top = (frame.height - height) * (1 - down if flipped_y else down)
         return int(top) & ~1, int(left) & ~1, height, width  # even: on a chroma sample
 
     def picture(
@@ -145,6 +151,13 @@ class Converter:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         stored = rows[:, : width * CHANNELS].reshape(height, width, CHANNELS)
         return turn.apply(stored)
+
+
+def _drawn(wanted: RandomCrops, name: str, number: int) -> tuple[float, float, float, float]:
+    """How much wider than the canvas, of which size, and where, in [0, 1]."""
+    rng = np.random.default_rng([wanted.seed, zlib.crc32(name.encode(errors="surrogateescape")), number])
+    wider = wanted.aspect ** rng.uniform(-1, 1)
+    return wider, rng.uniform(*wanted.area) ** 0.5, *rng.random(2)
 
 
 def _graph(

@@ -59,7 +59,7 @@ class Rows:
 
 
 def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling) -> dict[str, Any]:
-    view = pixels.clip.index * sampling.crops + pixels.crop_index
+    view = pixels.clip.index * sampling.views + pixels.crop_index
     span = ""
     if item["start_seconds"] is not None or item["end_seconds"] is not None:
         start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))

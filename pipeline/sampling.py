@@ -8,10 +8,24 @@ from fractions import Fraction
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.errors import MediaError
 from pipeline.plan import Filter, Frozen
+
+
+class RandomCrops(Frozen):
+    """Parts of a video's picture to train on, drawn once for all of its clips (arXiv:1409.4842, section 6).
+
+    count: how many, each a view of every clip. area: how much of the largest part of its shape is taken, at
+    least and at most. aspect: by how much its shape may differ from the canvas', either way. seed: together
+    with the file's name and the crop's number it decides.
+    """
+
+    count: PositiveInt = 4
+    area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.3, 1.0)
+    aspect: Annotated[float, Field(ge=1)] = 4 / 3
+    seed: NonNegativeInt = 0
 
 
 class Sampling(Frozen):
@@ -22,6 +36,7 @@ class Sampling(Frozen):
     clips | every_seconds: that many clips evenly spread from the first to the last (one: the middle), or a
         window that starts every so many seconds until the end is covered.
     crops: 1 (centre) or 3 (both ends and the centre of the longer side); the short side always fits.
+    random_crops: others in their place, for training.
     end: what fills a clip that reaches past the end: the last frame repeated, the video from its start
         again, or nothing, in which case that clip is dropped.
     corrupt: what becomes of a clip that damage in the file touches: it is dropped and named; or kept, with
@@ -38,6 +53,7 @@ class Sampling(Frozen):
     clips: PositiveInt | None = None
     every_seconds: Annotated[float, Field(ge=0.001)] | None = None
     crops: Literal[1, 3] = 1
+    random_crops: RandomCrops | None = None
     end: Literal["repeat", "loop", "drop"] = "repeat"
     corrupt: Literal["drop_clip", "keep", "fail_file"] = "drop_clip"
 
@@ -47,11 +63,20 @@ class Sampling(Frozen):
             raise ValueError("stride and fps exclude each other; keep one")
         if self.clips is not None and self.every_seconds is not None:
             raise ValueError("clips and every_seconds exclude each other; keep one")
+        if self.crops != 1 and self.random_crops is not None:
+            raise ValueError("crops and random_crops exclude each other; keep one")
+        if self.random_crops is not None and self.random_crops.area[0] > self.random_crops.area[1]:
+            raise ValueError(f"random_crops.area = {self.random_crops.area}: the least comes first")
         if self.stride is None and self.fps is None:
             object.__setattr__(self, "stride", 2)
         if self.clips is None and self.every_seconds is None:
             object.__setattr__(self, "clips", 1)
         return self
+
+    @property
+    def views(self) -> int:
+        """How many crops there are of each clip."""
+        return self.crops if self.random_crops is None else self.random_crops.count
 
 
 @dataclass(frozen=True)

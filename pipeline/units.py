@@ -46,7 +46,7 @@ def pack(
         Tables of units: `media`, `clips` (how many are expected) and `items`, a list of inputs with
         `first_clip` and `stop_clip` (None: to the end), in corpus order.
     """
-    per_view = {media: plan.bytes_per_clip * sampling.crops for media, plan in plans.items()}
+    per_view = {media: plan.bytes_per_clip * sampling.views for media, plan in plans.items()}
     sized = _sized(chunks, sampling, plans, durations)
     first: list[tuple[Media, pa.Table, np.ndarray]] = []
     totals = dict.fromkeys(plans, 0)

@@ -72,7 +72,7 @@ def read_clips(
         if sampling.corrupt == "fail_file":
             video.check()
         clips = choose_clips(video.timeline, sampling, span_seconds, window)
-        desk = _Desk(video, sampling, plan, clips)
+        desk = _Desk(video, location.path.rpartition("/")[2], sampling, plan, clips)
         for shot in video.frames(desk.positions):
             yield from desk.take(shot)
         if video.tail_error is not None and window[1] is None:
@@ -94,12 +94,12 @@ class _Filling:
 class _Desk:
     """Where clips are put together: frames come in order, and clips leave when they are full."""
 
-    def __init__(self, video: Video, sampling: Sampling, plan: Plan, clips: Sequence[Clip]):
+    def __init__(self, video: Video, name: str, sampling: Sampling, plan: Plan, clips: Sequence[Clip]):
         self._timeline, self._sampling, self._plan = video.timeline, sampling, plan
         # Of each canvas: where the clip's frames go that the plan touches.
         self._rows = [(c, {t: t // c.step for t in plan.frames_of(c)}) for c in plan.canvases]
         self._touched = np.array(sorted(set().union(*(rows for _, rows in self._rows))))
-        self._converter = Converter(video.sample_aspect_ratio)
+        self._converter = Converter(video.sample_aspect_ratio, name)
         self._waiting = deque(sorted(clips, key=self._first))
         # By position: the clips that show the frame there, and as which of theirs.
         self._uses: dict[int, list[tuple[_Filling, int]]] = {}
@@ -152,7 +152,7 @@ class _Desk:
     def _views(self, filling: _Filling, shot: Shot) -> list[Pixels]:
         if not filling.views:
             assert shot.frame is not None
-            crops = range(self._sampling.crops)
+            crops = range(self._sampling.views)
             boxes = [self._converter.box(shot.frame, self._sampling, k) for k in crops]
             filling.views = [self._blank(filling.clip, k, box) for k, box in enumerate(boxes)]
         return filling.views

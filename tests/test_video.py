@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -154,6 +155,43 @@ def test_crops_go_from_left_to_right_as_a_viewer_sees_them(clips: Path) -> None:
         number = read_stamp(np.rot90(whole, -turns))
         assert number in (9, 10, 29, 30)  # the middle of 20, and of 60, frames
         np.testing.assert_allclose(parts[1].astype(int), whole[:, 32:96].astype(int), atol=40)
+
+
+def test_random_crops_are_parts_that_a_name_and_a_seed_decide(clips: Path, tmp_path: Path) -> None:
+    """All clips of a file share them, wherever the file lies."""
+    canvas = Canvas(frames=1, height_px=96, width_px=128)
+    plan, settings = dense(canvas, (1, 8, 8)), {"frames": 1, "stride": 1, "height_px": 96, "width_px": 128}
+
+    def views(path: Path, clips: int = 1, **wanted: Any) -> list[Pixels]:
+        sampling = Sampling.model_validate({**settings, "clips": clips, "random_crops": wanted})
+        found = [view for view in read_clips(locate(str(path)), sampling, plan) if isinstance(view, Pixels)]
+        assert [view.crop_index for view in found] == list(range(wanted.get("count", 4))) * clips
+        return found
+
+    source = clips / "h264_bframes.mp4"
+    (whole,) = views(source, count=1, area=(1.0, 1.0), aspect=1.0)
+    assert whole.crop == (0, 0, 96, 128)
+    some = views(source, clips=3, count=8, area=(0.2, 0.8), seed=1)
+    assert [view.crop for view in some] == [view.crop for view in some[:8]] * 3
+    assert len({view.crop for view in some}) == 8
+    for top, left, height, width in (view.crop for view in some):
+        assert 0 <= top <= 96 - height
+        assert 0 <= left <= 128 - width
+        assert 0.18 * 0.75 < height * width / (96 * 128) < 0.82
+        assert 0.7 < width / height / (128 / 96) < 1.42
+    assert [view.crop for view in views(source, count=8, area=(0.2, 0.8), seed=2)] != [
+        v.crop for v in some[:8]
+    ]
+    elsewhere = tmp_path / source.name
+    elsewhere.write_bytes(source.read_bytes())
+    assert [view.crop for view in views(elsewhere, count=8, area=(0.2, 0.8), seed=1)] == [
+        v.crop for v in some[:8]
+    ]
+    other = source.with_name("h264_bframes_copy.mp4").name
+    (tmp_path / other).write_bytes(source.read_bytes())
+    assert [v.crop for v in views(tmp_path / other, count=8, area=(0.2, 0.8), seed=1)] != [
+        v.crop for v in some[:8]
+    ]
 
 
 def test_an_image_is_one_frame(clips: Path) -> None:

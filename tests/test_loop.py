@@ -1,0 +1,157 @@
+"""Training learns, goes on where it was cut off, and comes to the same on any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_shards
+import torch
+from safetensors.torch import load_file
+
+import models
+from jobs import checkpoints
+from jobs.loop import DivergedError, Row, train
+from jobs.spec import TrainSpec, load
+from models import weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_shards.write(tmp_path / "clips", 40)
+    return tmp_path
+
+
+def trained(values: dict[str, Any], name: str = "run") -> tuple[list[Row], dict[str, torch.Tensor]]:
+    """Train in this process: what was logged, and the weights."""
+    spec = load(values)
+    assert isinstance(spec, TrainSpec)
+    run, rows = Path(spec.output.path).with_name(name), []
+    run.mkdir(exist_ok=True)
+    train(spec, run, rows.append)
+    return rows, load_file(run / "model" / "model.safetensors")
+
+
+def with_(values: dict[str, Any], **recipe: Any) -> dict[str, Any]:
+    return {**values, "recipe": {**values["recipe"], **recipe}}
+
+
+def test_it_learns_and_the_model_is_what_it_was_tested_as(folder: Path) -> None:
+    held_out = {"data": {"out": {"shards": str(folder / "clips"), "split": "out", "head": "clips"}}}
+    rows, state = trained(with_(tiny_shards.spec(folder, validation=held_out), steps=60))
+    assert [row["step"] for row in rows] == [20, 40, 60, 60]
+    losses = [float(row["loss"]) for row in rows if "loss" in row]
+    assert losses[0] > 2 * losses[-1]
+    assert rows[-1]["accuracy/out (test)"] == 1.0
+    stored = weights.stored(folder / "run" / "model")
+    assert stored.classes == {"clips": ("blue", "green", "red")}
+    model = models.create(
+        tiny_shards.NAME, frames=4, size=(8, 12), tubes=tiny_shards.TUBES, checkpoint=folder / "run" / "model"
+    )
+    assert stored.model.num_classes == 3
+    torch.testing.assert_close(model.state_dict()["head.weight"], state["head.weight"], rtol=0, atol=0)
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@contextmanager
+def cut_off(steps: int) -> Iterator[None]:
+    """Training ends after so many steps of its optimizer."""
+    left, step = iter(range(steps)), torch.optim.AdamW.step
+
+    def some(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise CutOffError
+        return step(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", some)
+        yield
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(folder: Path, ema: float | None) -> None:
+    recipe = {"optimizer": {"learning_rate": 3e-3, "ema": ema}, "augment": {"mixup": 0.4, "brightness": 0.3}}
+    values = with_(tiny_shards.spec(folder), **recipe)
+    _, whole = trained(values, "whole")
+
+    spec = load(values)
+    assert isinstance(spec, TrainSpec)
+    run = folder / "cut"
+    run.mkdir()
+    for steps, last in ((6, 4), (5, 8)):  # each some steps after a checkpoint
+        with cut_off(steps), pytest.raises(CutOffError):
+            train(spec, run, lambda row: None)
+        assert checkpoints.steps(run)[-1] == last
+    rows: list[Row] = []
+    train(spec, run, rows.append)
+    assert rows[0] == {"step": 8, "resumed": 8}
+    resumed = load_file(run / "model" / "model.safetensors")
+    for name, x in whole.items():
+        torch.testing.assert_close(resumed[name], x, rtol=0, atol=0, msg=name)
+
+
+def by_torchrun(values: dict[str, Any], folder: Path, name: str, processes: int) -> list[Row]:
+    """The rows that the first of so many processes logs."""
+    run = folder / name
+    run.mkdir()
+    (folder / f"{name}.json").write_text(json.dumps(values))
+    worker = Path(__file__).parent / "train_worker.py"
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+         str(worker), str(folder / f"{name}.json"), str(run)],
+        env={**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"},
+        check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    return [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_come_to_what_one_does(folder: Path, parallel: str) -> None:
+    """Of the same global batch, mixed and mirrored in the same way; sums are in another order, hence 1e-4.
+
+    By SGD: Adam makes full steps even of gradients that are nothing but rounding.
+    """
+    tiny_shards.write(folder / "stills", 24, still=True)
+    data = {
+        "clips": {"shards": str(folder / "clips")},
+        "stills": {"shards": str(folder / "stills"), "weight": 0.5},
+    }
+    recipe = {
+        "steps": 20, "batch": 24, "accumulate": 2, "augment": {"flip": 0.5, "mixup": 0.5},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "warm_up_steps": 3},
+    }  # fmt: skip
+    values = with_(
+        tiny_shards.spec(folder, data=data, resources={"workers": [1, 2]}, strategy={"parallel": parallel}),
+        **recipe,
+    )
+    one, state = trained({**values, "strategy": {}}, "one")
+    two = by_torchrun(values, folder, "two", 2)
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("loss", "gradient", "accuracy/clips", "accuracy/stills"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    other = load_file(folder / "two" / "model" / "model.safetensors")
+    for name, x in state.items():
+        torch.testing.assert_close(other[name], x, rtol=1e-3, atol=1e-5, msg=name)
+    # And one process goes on from a checkpoint of two.
+    (folder / "two" / "model" / "model.safetensors").unlink()
+    rows, again = trained({**values, "strategy": {}}, "two")
+    assert rows[0] == {"step": 16, "resumed": 16}
+    for name, x in other.items():
+        torch.testing.assert_close(again[name], x, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_clips(folder: Path) -> None:
+    values = with_(tiny_shards.spec(folder), optimizer={"learning_rate": 1e30, "clip_norm": None})
+    with pytest.raises(DivergedError, match=r"step \d+, worker 0: .* over clips\d+.mp4#0-9/0, "):
+        trained(values)
+    assert not (folder / "run" / "model").exists()

@@ -1,0 +1,23 @@
+"""What each process of torchrun does in test_loop."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from jobs.loop import Row, train
+from jobs.spec import TrainSpec, load
+
+
+def main(spec_path: str, run: str) -> None:
+    spec = load(json.loads(Path(spec_path).read_text()))
+    assert isinstance(spec, TrainSpec)
+    rows: list[Row] = []
+    train(spec, Path(run), rows.append)
+    if rows:
+        Path(run, "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

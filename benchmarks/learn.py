@@ -300,7 +300,9 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, model in models.items():
         torch.manual_seed(arguments.seed)
-        table.add_row(*row(name, model, train, held_out, recipe))
+        cells = row(name, model, train, held_out, recipe)
+        out.print(f"{name}: {cells[-1]} of held-out clips right")
+        table.add_row(*cells)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {arguments.threads} threads"
     out.print(f"{time.strftime('%Y-%m-%d')}  {versions} of {os.cpu_count()} cores")
     out.print(table)

@@ -17,7 +17,7 @@ def run(
     *,
     extend: bool = False,
     retry_failed: bool = False,
-) -> Report | list[Row]:
+) -> Report | list[Row] | dict[str, Any]:
     """Run a job here, or on the cluster that RAY_ADDRESS or the spec names; the same call again resumes.
 
     Args:
@@ -26,20 +26,24 @@ def run(
         retry_failed: do again what failed.
 
     Returns:
-        what was done; of a training job, all that was measured, step by step.
+        what was done; of a training job, all that was measured, step by step; of an evaluation, what was
+        found of each dataset.
 
     Raises:
         pipeline.errors.SpecError: what is wrong with it, a line each; nothing was computed.
     """
     from rich.console import Console
 
+    from jobs.evaluate import run_evaluate
     from jobs.report import Progress
     from jobs.runner import Again, run_job
-    from jobs.spec import TrainSpec, load
+    from jobs.spec import EvaluateSpec, TrainSpec, load
     from jobs.train import run_train
 
     checked = load(spec) if isinstance(spec, str | Path | Mapping) else spec
     progress = Progress(Console(stderr=True))
     if isinstance(checked, TrainSpec):
         return run_train(checked, progress)
+    if isinstance(checked, EvaluateSpec):
+        return run_evaluate(checked, progress)
     return run_job(checked, progress, Again(extend, retry_failed))

@@ -59,9 +59,10 @@ def run(
     ] = None,
 ) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
+    from jobs.evaluate import run_evaluate, tables
     from jobs.report import Progress, measured
     from jobs.runner import Again, run_job
-    from jobs.spec import TrainSpec
+    from jobs.spec import EmbedSpec, ShardSpec, TrainSpec
     from jobs.train import run_train
 
     progress = Progress(err)
@@ -69,12 +70,15 @@ def run(
     before = [signal.signal(number, progress.interrupt) for number in signals]
     try:
         checked, again = _load(spec, set_, output), Again(extend, retry_failed, watch)
-        if not isinstance(checked, TrainSpec):
-            table = run_job(checked, progress, again).table()
+        if isinstance(checked, ShardSpec | EmbedSpec):
+            found = [run_job(checked, progress, again).table()]
         elif again.wanted:
-            raise SpecError("--extend, --retry-failed, --watch", True, "a training job takes none of these")
+            options = "--extend, --retry-failed, --watch"
+            raise SpecError(options, True, f"a job of kind {checked.kind} takes none of these")
+        elif isinstance(checked, TrainSpec):
+            found = [measured(checked.output.path, run_train(checked, progress))]
         else:
-            table = measured(checked.output.path, run_train(checked, progress))
+            found = tables(run_evaluate(checked, progress))
     except (KeyboardInterrupt, SystemExit) as stopped:
         # While Ray starts it has a handler of its own, which exits with the signal's number.
         number = stopped.code if isinstance(stopped, SystemExit) else progress.interrupted or signal.SIGINT
@@ -87,7 +91,8 @@ def run(
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
-    out.print(table)
+    for table in found:
+        out.print(table)
 
 
 @app.command()

@@ -21,7 +21,7 @@ import ray.exceptions
 import jobs
 import models
 import pipeline
-from jobs.spec import JobSpec, TrainSpec, dump
+from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec, dump
 from pipeline.errors import SpecError
 
 # Ray starts in ten seconds, on a busy machine in a minute.
@@ -127,10 +127,11 @@ def submit(spec: JobSpec, address: str, submission_id: str | None = None) -> str
     from ray.job_submission import JobSubmissionClient
 
     paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
-    if isinstance(spec, TrainSpec):
+    if isinstance(spec, TrainSpec | EvaluateSpec):
         paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
+    if isinstance(spec, TrainSpec):
         paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
-    else:
+    if isinstance(spec, ShardSpec | EmbedSpec):
         several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
         paths += [("input", path) for path in (*several, spec.input.shards)]
     for field, path in paths:

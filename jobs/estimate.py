@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from jobs import frozen
 from jobs.embed import Encoder
-from jobs.spec import EmbedSpec, JobSpec, ShardSpec, TrainSpec
+from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec
 from pipeline.corpus import Media
 from pipeline.generations import inputs_of, items_of
 from pipeline.probing import probe_seconds
@@ -19,7 +19,16 @@ PROBED = 64  # inputs of the first chunk whose header is read where clips depend
 
 def estimate(spec: JobSpec) -> dict[str, Any]:
     """{what: how much}, in the order to print it. Raises SpecError as a run would."""
-    return _training(spec) if isinstance(spec, TrainSpec) else _units(spec)
+    if isinstance(spec, TrainSpec):
+        return _training(spec)
+    return _testing(spec) if isinstance(spec, EvaluateSpec) else _units(spec)
+
+
+def _testing(spec: EvaluateSpec) -> dict[str, Any]:
+    from jobs.testing import opened
+
+    found = {f"{name} videos": len(source.dataset.videos()) for name, source in opened(spec)[1].items()}
+    return {"job": spec.kind, **found, "output": spec.output.path}
 
 
 def _training(spec: TrainSpec) -> dict[str, Any]:

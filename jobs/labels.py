@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batches import Dataset
-from pipeline.errors import SpecError
+from pipeline.errors import SpecListError
 
 Classes = Mapping[str, tuple[str, ...]]  # of each head, in the order of its logits
 
@@ -28,7 +28,7 @@ def classes_of(
     }
 
 
-def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool, field: str) -> np.ndarray:
+def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool) -> np.ndarray:
     """Of each clip: int64 (N,) class, or float32 (N, C) zeros and ones if `multi_label`.
 
     Raises:
@@ -44,13 +44,12 @@ def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool, fiel
         remedy = "name a split that is labelled, or shard a table with `labels`"
         if problem == "several labels":
             remedy = "set recipe.multi_label"
-        raise SpecError(field, dataset.name, f"{some} {problem}: {remedy}")
+        raise SpecListError([f"{dataset.name}: {some} {problem}: {remedy}"])
     numbers = pc.index_in(_flat(dataset), pa.array(list(classes), pa.string()))
     if numbers.null_count:
         stranger = pc.unique(_flat(dataset).filter(pc.is_null(numbers)))[0].as_py()
-        raise SpecError(
-            field, dataset.name, f"label {stranger!r} is none of the {len(classes)} classes that are trained"
-        )
+        problem = f"label {stranger!r} is none of the {len(classes)} classes that are trained"
+        raise SpecListError([f"{dataset.name}: {problem}"])
     flat = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
     if not multi_label:
         return flat

@@ -10,15 +10,16 @@ import torch
 import models
 from jobs.feed import Source
 from jobs.labels import Classes, classes_of, targets
+from jobs.model import Weighted
 from jobs.optimizer import freeze
-from jobs.recipe import Learning
+from jobs.recipe import Clips, Learning
 from models import Options, build, registry, weights
 from models.model import Model
 from pipeline.batches import Dataset
 from pipeline.errors import SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
-from pipeline.shards import ShardSet, shard_files
+from pipeline.shards import ShardSet, require, shard_files
 from pipeline.storage import locate
 
 
@@ -34,16 +35,23 @@ class Materials:
 
 def materials(spec: Learning) -> Materials:
     """Open all data of a spec. SpecError if it lacks pixels or labels that are needed."""
-    sampling = sampling_of(spec)
-    data = {name: open_data(spec, name, "data", sampling) for name in spec.data}
-    tests = {name: open_data(spec, name, "validation.data", sampling) for name in spec.validation.data}
+    sampling = sampling_of(spec.data)
+    data = {name: open_data(f"data.{name}", one, spec.model, sampling) for name, one in spec.data.items()}
+    tests = {
+        name: open_data(f"validation.data.{name}", one, spec.model, sampling)
+        for name, one in spec.validation.data.items()
+    }
     known = {} if spec.model.checkpoint is None else weights.stored(spec.model.checkpoint).classes
     classes = classes_of(data, {name: spec.head(name) for name in data}, known)
+    shares, heads = spec.shares(), {name: spec.test_head(name) for name in tests}
     return Materials(
         sampling,
         classes,
-        _sources(spec, data, classes, "data", spec.shares()),
-        _sources(spec, tests, classes, "validation.data", {}),
+        {
+            name: _source(spec, dataset, spec.head(name), classes, shares[name])
+            for name, dataset in data.items()
+        },
+        {name: _source(spec, dataset, heads[name], classes, 0) for name, dataset in tests.items()},
     )
 
 
@@ -75,15 +83,9 @@ def _options(spec: Learning, data: Materials) -> Options:
     return {**spec.model.options(data.sampling), "num_classes": classes}
 
 
-def _sources(
-    spec: Learning, datasets: Mapping[str, Dataset], classes: Classes, of: str, shares: Mapping[str, int]
-) -> dict[str, Source]:
-    found = {}
-    for name, dataset in datasets.items():
-        names = classes[spec.head(name)]
-        marks = targets(dataset, names, multi_label=spec.recipe.multi_label, field=f"{of}.{name}")
-        found[name] = Source(dataset, spec.head(name), names, marks, shares.get(name, 0))
-    return found
+def _source(spec: Learning, dataset: Dataset, head: str, classes: Classes, share: int) -> Source:
+    marks = targets(dataset, classes[head], multi_label=spec.recipe.multi_label)
+    return Source(dataset, head, classes[head], marks, share)
 
 
 def open_set(folder: str, field: str) -> ShardSet:
@@ -95,9 +97,9 @@ def open_set(folder: str, field: str) -> ShardSet:
     return ShardSet(next(iter(found.values())))
 
 
-def sampling_of(spec: Learning) -> Sampling:
+def sampling_of(data: Mapping[str, Clips]) -> Sampling:
     """How the clips are sampled that the model is made for: the first video dataset's, if there is one."""
-    sets = [open_set(data.shards, f"data.{name}.shards") for name, data in spec.data.items()]
+    sets = [open_set(one.shards, f"data.{name}.shards") for name, one in data.items()]
     return next((one.sampling for one in sets if not is_still(one.plan, one.sampling)), sets[0].sampling)
 
 
@@ -106,21 +108,16 @@ def is_still(plan: Plan, sampling: Sampling) -> bool:
     return plan.clip_frames == 1 and sampling.frames > 1
 
 
-def open_data(spec: Learning, name: str, of: str, sampling: Sampling) -> Dataset:
-    """A dataset as the spec's model sees it; `of` is "data" or "validation.data".
+def open_data(field: str, data: Clips, model: Weighted, sampling: Sampling) -> Dataset:
+    """Clips as a model sees them that is made for a sampling; `field` is what the spec calls them.
 
     Raises:
         SpecError: the model takes no images; or shards lack its tubes, or are of another size.
     """
-    data = (spec.data if of == "data" else spec.validation.data)[name]
-    field = f"{of}.{name}.shards"
-    found = open_set(data.shards, field)
-    still = is_still(found.plan, found.sampling)
-    plans = spec.model.plans(sampling)
-    wanted = plans.get("image" if still else "video")
+    found = open_set(data.shards, f"{field}.shards")
+    plans = model.plans(sampling)
+    wanted = plans.get("image" if is_still(found.plan, found.sampling) else "video")
     if wanted is None:
-        raise SpecError(field, data.shards, f"holds images, and {spec.model.name} takes none")
-    try:
-        return Dataset(f"{of}.{name}", found.files, wanted, data.split)
-    except SpecError as error:
-        raise SpecListError([f"{field} = {data.shards!r}: {error}"]) from None
+        raise SpecError(f"{field}.shards", data.shards, f"holds images, and {model.name} takes none")
+    require(found.plan, wanted, data.shards, f"{field}.shards")
+    return Dataset(field, found.files, wanted, data.split)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -15,19 +16,26 @@ from pipeline.plan import Frozen
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Data(Frozen):
-    """Clips or images to learn from, or to be tested on.
+class Clips(Frozen):
+    """Clips or images to be tested on.
 
     shards: the output folder of a `kind: shard` job, or the folder of one of its sets (OUT/shards/image).
     split: only the clips of this split; None: all of them.
-    weight: its share of each batch, beside those of the others.
     head: the name of its label space; datasets with one head share their classes. None: its own name.
     """
 
     shards: str
     split: str | None = None
-    weight: PositiveFloat = 1.0
     head: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = None
+
+
+AnyClips = TypeVar("AnyClips", bound=Clips)
+
+
+class Data(Clips):
+    """Clips or images to learn from. weight: its share of each batch, beside those of the others."""
+
+    weight: PositiveFloat = 1.0
 
 
 class Optimizer(Frozen):
@@ -126,7 +134,7 @@ class Checkpoints(Frozen):
 class Validation(Frozen):
     """data: of training's heads, by their names. every_steps: None is at the end alone."""
 
-    data: dict[str, Data] = Field(default_factory=dict)
+    data: dict[str, Clips] = Field(default_factory=dict)
     every_steps: PositiveInt | None = None
     batch: PositiveInt = 64
 
@@ -174,14 +182,15 @@ class Learning(Frozen):
         except ValueError as error:
             parts = f"recipe.accumulate {self.recipe.accumulate}, resources.workers {self.resources.workers}"
             raise ValueError(f"recipe.batch = {self.recipe.batch} with {parts}: {error}") from None
+        trained = {self.head(name) for name in self.data}
         strangers = [
-            f"{name} (head {self.head(name)})"
+            f"{name} (head {head})"
             for name in self.validation.data
-            if self.head(name) not in {self.head(name) for name in self.data}
+            if (head := self.test_head(name)) not in trained
         ]
         if strangers:
-            heads = ", ".join(dict.fromkeys(self.head(name) for name in self.data))
-            raise ValueError(f"validation.data: no such head is trained: {strangers[0]}; there are {heads}")
+            there = ", ".join(sorted(trained))
+            raise ValueError(f"validation.data: no such head is trained: {strangers[0]}; there are {there}")
         return self
 
     def shares(self) -> dict[str, int]:
@@ -194,16 +203,46 @@ class Learning(Frozen):
         return dict(zip(self.data, counts, strict=True))
 
     def head(self, name: str) -> str:
-        """The label space of a dataset."""
-        found = self.data.get(name) or self.validation.data[name]
-        return (self.validation.data.get(name) or found).head or found.head or name
+        """The label space of a dataset that is learned from."""
+        return self.data[name].head or name
+
+    def test_head(self, name: str) -> str:
+        """That of a test set: of the dataset of its name, if it does not say."""
+        return self.validation.data[name].head or (self.head(name) if name in self.data else name)
 
     def absolute(self) -> Self:
         """The same with paths that mean the same in every process of this machine."""
 
-        def there(data: dict[str, Data]) -> dict[str, Data]:
-            return {k: v.model_copy(update={"shards": absolute(v.shards)}) for k, v in data.items()}
-
-        validation = self.validation.model_copy(update={"data": there(self.validation.data)})
-        given = {"data": there(self.data), "model": self.model.absolute(), "validation": validation}
+        validation = self.validation.model_copy(update={"data": at_home(self.validation.data)})
+        given = {"data": at_home(self.data), "model": self.model.absolute(), "validation": validation}
         return self.model_copy(update=given)
+
+
+class Testing(Frozen):
+    """All that a process of an evaluation has to know.
+
+    model: its checkpoint is what is tested, by the classes that it was trained on. batch: views at a time.
+    data: each is recognised by the head of its name, or the one that it names, or the only one.
+    """
+
+    data: Annotated[dict[str, Clips], Field(min_length=1)]
+    model: Weighted
+    batch: PositiveInt = 64
+    multi_label: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    resources: TrainWorkers = TrainWorkers()
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if self.model.checkpoint is None:
+            raise ValueError("model.checkpoint is missing: name the folder of a trained model (RUN/model)")
+        return self
+
+    def absolute(self) -> Self:
+        """The same with paths that mean the same in every process of this machine."""
+        return self.model_copy(update={"data": at_home(self.data), "model": self.model.absolute()})
+
+
+def at_home(data: Mapping[str, AnyClips]) -> dict[str, AnyClips]:
+    """Datasets with paths that mean the same in every process of this machine."""
+    return {name: one.model_copy(update={"shards": absolute(one.shards)}) for name, one in data.items()}

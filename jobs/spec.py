@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +21,8 @@ from pydantic import (
 
 from jobs.mistakes import explain
 from jobs.model import Architecture, Model, absolute
-from jobs.recipe import Learning
+from jobs.overrides import overridden
+from jobs.recipe import Learning, Testing
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Hardware, Limits
@@ -189,6 +189,9 @@ class Folder(Frozen):
 
     path: Annotated[str, Field(min_length=1)]
 
+    def absolute(self) -> Self:
+        return self.model_copy(update={"path": absolute(self.path)})
+
 
 class Restarts(Frozen):
     """max_failures: how often workers may be lost; training goes on from its last checkpoint."""
@@ -206,8 +209,7 @@ class TrainSpec(Learning):
     ray: Cluster = Cluster()
 
     def absolute(self) -> Self:
-        output = self.output.model_copy(update={"path": absolute(self.output.path)})
-        return super().absolute().model_copy(update={"output": output})
+        return super().absolute().model_copy(update={"output": self.output.absolute()})
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on."""
@@ -218,8 +220,30 @@ class TrainSpec(Learning):
         return values
 
 
-JobSpec = ShardSpec | EmbedSpec | TrainSpec
-KINDS: dict[str, type[Frozen]] = {"shard": ShardSpec, "embed": EmbedSpec, "train": TrainSpec}
+class EvaluateSpec(Testing):
+    """Test a trained model on shards."""
+
+    version: Literal[1]
+    kind: Literal["evaluate"]
+    output: Folder
+    failure: Restarts = Restarts()
+    ray: Cluster = Cluster()
+
+    def absolute(self) -> Self:
+        return super().absolute().model_copy(update={"output": self.output.absolute()})
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        return self.model_dump(mode="json", exclude={"resources", "failure", "ray", "output"})
+
+
+JobSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec
+KINDS: dict[str, type[Frozen]] = {
+    "shard": ShardSpec,
+    "embed": EmbedSpec,
+    "train": TrainSpec,
+    "evaluate": EvaluateSpec,
+}
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="kind")])
 
 
@@ -246,7 +270,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: tuple[str, ...] = ()
         if not isinstance(values, dict):
             raise SpecError("spec", str(source), "holds no keys; see jobs/specs for examples")
     for override in overrides:
-        values = _override(values, override)
+        values = overridden(values, override)
     try:
         # By way of JSON, because strict mode takes a JSON list for a tuple, but not a Python one.
         text = json.dumps(values, default=str)
@@ -276,24 +300,3 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
             yield from difference(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}: {a!r} there, {b!r} now"
-
-
-def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    name, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name):
-        raise SpecError("--set", override, "write it as a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    quoted = text.strip()[:1] in {"'", '"', "{", "["}
-    if isinstance(value, str | dict | list) and not quoted:
-        value = text  # a bare word: YAML would end it at " #" and split it at ": "
-    *path, last = name.split(".")
-    values = dict(values)
-    inner = values
-    for key in path:
-        inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
-        inner = inner[key]
-    inner[last] = value
-    return values

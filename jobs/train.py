@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 import time
-import uuid
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 import yaml
 
@@ -17,22 +12,14 @@ from jobs.cluster import Room, connected
 from jobs.metrics import Row, read
 from jobs.report import Progress
 from jobs.spec import TrainSpec, difference, dump, load
+from jobs.workers import launch
 from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.storage import locate, write_atomic
 
-if TYPE_CHECKING:
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
 SPEC = "spec.yaml"
 MODEL = "model"
 WATCH_SECONDS = 0.5
-# Ray looks after its workers this often, and no report of theirs is quicker (measured: 2 s by default).
-HEALTH_SECONDS = "1"
-
-
-class TrainingError(RuntimeError):
-    """A worker failed for good; what it said."""
 
 
 def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
@@ -40,7 +27,7 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
 
     Raises:
         SpecError: the spec does not fit its data, or the folder belongs to another; nothing was computed.
-        TrainingError: more failures than the spec allows, or the loss was no number any more.
+        WorkerError: more failures than the spec allows, or the loss was no number any more.
     """
     spec = spec.absolute()
     if "://" in spec.output.path:
@@ -84,46 +71,14 @@ def _check(spec: TrainSpec) -> None:
 
 
 def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
-    trainer = _trainer(spec, run, room)
     done = Event()
     watcher = Thread(target=_watch, args=(run, spec, progress, done), daemon=True)
     watcher.start()
     try:
-        trainer.fit()
-    except Exception as error:
-        raise TrainingError(_cause(error)) from error
+        launch(work, dump(spec), run, spec.resources, spec.failure.max_failures, room)
     finally:
         done.set()
         watcher.join()
-        shutil.rmtree(run / ".ray", ignore_errors=True)
-
-
-def _trainer(spec: TrainSpec, run: Path, room: Room) -> DataParallelTrainer:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_SECONDS)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
-    wanted = spec.resources
-    gpus = wanted.gpus if wanted.gpus is not None else float(room.gpus > 0)
-    least = wanted.least * wanted.cpus
-    if least > room.cpus and not room.may_grow:
-        problem = f"{least:g} cores are needed, this machine has {room.cpus:g}: lower workers or cpus"
-        raise SpecError("resources.workers", wanted.workers, problem)
-    resources = {"CPU": wanted.cpus} | ({"GPU": gpus} if gpus else {})
-    return TorchTrainer(
-        work,
-        train_loop_config={"spec": dump(spec)},
-        scaling_config=ScalingConfig(
-            num_workers=wanted.workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            # Where to go on from is in the run's own folder; Ray's notes are of this call alone.
-            name=uuid.uuid4().hex,
-            storage_path=str(run / ".ray"),
-            failure_config=FailureConfig(max_failures=spec.failure.max_failures),
-        ),
-    )
 
 
 def work(config: dict[str, str]) -> None:
@@ -159,9 +114,3 @@ def _watch(run: Path, spec: TrainSpec, progress: Progress, done: Event) -> None:
         if last:
             return
         time.sleep(WATCH_SECONDS)
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what a worker said."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -70,9 +70,9 @@ class Dataset:
             self.known = self.known.filter(pc.equal(splits, split))
             if not self.known.num_rows:
                 there = ", ".join(map(repr, pc.unique(splits).to_pylist()))
-                raise SpecError(f"data.{name}.split", split, f"no clip has it; there are {there}")
+                raise SpecError(f"{name}.split", split, f"no clip has it; there are {there}")
         if not self.known.num_rows:
-            raise SpecError(f"data.{name}", files[0].location.path, "holds no clips")
+            raise SpecError(name, files[0].location.path, "holds no clips")
         self._where = {column: self.known[column].to_numpy() for column in ("shard", "row", "views")}
 
     def __len__(self) -> int:
@@ -88,10 +88,19 @@ class Dataset:
         rows = self._where["row"][clips] + turn(clips, epochs, self._where["views"][clips])
         return Batch(self.rows(self._where["shard"][clips], rows, pinned=pinned), clips, epochs)
 
-    def views(self, clip: int) -> dict[str, torch.Tensor]:
-        """All views of one clip."""
-        shard, row, views = (int(self._where[column][clip]) for column in ("shard", "row", "views"))
-        return self.rows(np.full(views, shard), np.arange(row, row + views))
+    def views(self, clips: np.ndarray) -> dict[str, torch.Tensor]:
+        """All views of some clips, one clip after the other."""
+        shards, first, views = (self._where[column][clips] for column in ("shard", "row", "views"))
+        rows = [np.arange(row, row + count) for row, count in zip(first, views, strict=True)]
+        return self.rows(np.repeat(shards, views), np.concatenate(rows))
+
+    def videos(self) -> list[np.ndarray]:
+        """The clips of each video, or of each annotated part of one: int64 numbers, in order."""
+        ids = pc.replace_substring_regex(self.known["clip_id"], "#[0-9-]+/[0-9]+$", "").to_pylist()
+        found: dict[str, list[int]] = {}
+        for number, name in enumerate(ids):
+            found.setdefault(name, []).append(number)
+        return [np.array(numbers, dtype=np.int64) for numbers in found.values()]
 
     def rows(self, shards: np.ndarray, rows: np.ndarray, *, pinned: bool = False) -> dict[str, torch.Tensor]:
         """Rows of shards, copied once: from the mapped file to where the GPU fetches them, if `pinned`."""

@@ -173,11 +173,11 @@ class ShardReader:
         return self.plan.take(tube_arrays(batch, self.plan), wanted)
 
 
-def require(held: Plan, wanted: Plan, name: str) -> None:
+def require(held: Plan, wanted: Plan, name: str, field: str = "input.shards") -> None:
     """Refuse shards that lack a tube of the plan that is wanted."""
     if not held.contains(wanted):
         raise SpecError(
-            "input.shards",
+            field,
             name,
             f"holds plan {held}, but the model wants {wanted}; cut shards for this model",
         )

@@ -66,7 +66,7 @@ def test_a_clip_is_all_views_of_the_same_frames(dataset: Dataset) -> None:
     assert len(dataset) == 10
     assert dataset.known["views"].to_pylist() == VIEWS
     for clip, (first, count) in enumerate(zip(FIRST, VIEWS, strict=True)):
-        tubes = dataset.views(clip)
+        tubes = dataset.views(np.array([clip]))
         assert tubes["fine"].shape == (count, *FINE.shape)
         assert [int(view.unique()) for view in tubes["deep"]] == list(range(first, first + count))
 

@@ -22,8 +22,20 @@ NAME = "tubevit-nano"
 COLOURS = ("blue", "green", "red")
 
 
-def write(folder: Path, clips: int, *, still: bool = False, seed: int = 0, labels: Sequence[Any] = ()) -> str:
-    """Shards of 8 clips each: noise with more of one colour, which is the label. The folder's name."""
+def write(
+    folder: Path,
+    clips: int,
+    *,
+    still: bool = False,
+    seed: int = 0,
+    labels: Sequence[Any] = (),
+    videos: int | None = None,
+) -> str:
+    """Shards of 8 clips each: noise with more of one colour, which is the label. The folder's name.
+
+    videos: how many they are of, in turns; one for each clip if left out.
+    """
+    videos = clips if videos is None else videos
     found = (models.image_plan if still else models.plan)(NAME, frames=4, size=(8, 12), tubes=TUBES)
     assert isinstance(found, Plan)
     schema, rng = shard_schema(found, SAMPLING), np.random.default_rng([seed, still])
@@ -31,14 +43,14 @@ def write(folder: Path, clips: int, *, still: bool = False, seed: int = 0, label
     for start in range(0, clips, 8):
         numbers = range(start, min(start + 8, clips))
         columns: dict[str, list[Any]] = {
-            "clip_id": [f"{folder.name}{k}.mp4#0-9/0" for k in numbers],
-            "labels": [labels[k] if labels else [COLOURS[k % 3]] for k in numbers],
+            "clip_id": [f"{folder.name}{k % videos}.mp4#{k // videos}-9/0" for k in numbers],
+            "labels": [labels[k] if labels else [COLOURS[k % videos % 3]] for k in numbers],
             "split": ["out" if k % 4 == 3 else "in" for k in numbers],
         }
         pixels = {tube.name: np.empty((len(numbers), *tube.shape), np.uint8) for tube in found.tubes}
         for row, k in enumerate(numbers):
             frames = rng.integers(0, 156, (1 if still else 4, 8, 12, 3), dtype=np.uint8)
-            frames[..., 2 - k % 3] += 99
+            frames[..., 2 - k % videos % 3] += 99
             (canvas,) = found.canvases
             cut({canvas: frames}, found, {name: x[row] for name, x in pixels.items()})
         arrays = [

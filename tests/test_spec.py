@@ -39,7 +39,7 @@ def test_defaults_are_filled_in_and_survive_a_round_trip() -> None:
         ("limits.timeout_seconds=0", "limits.timeout_seconds = 0: input should be greater than 0"),
         ("resources.decode.hardware=tpu", "resources.decode.hardware = 'tpu': input should be 'cuda'"),
         ("sampling={corrupt: hide}", "sampling.corrupt = 'hide': input should be 'drop_clip', 'keep' or"),
-        ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed' or 'train'"),
+        ("kind=foo", "kind = 'foo': unknown; choose 'shard' or 'embed' or 'train' or 'evaluate'"),
         ("input.path=null", "input: give either path (videos and images) or shards (a run's output folder)"),
         ("model=null", "model = None: input should be"),
         ("input.path=3", "input.path = 3: input should be a valid string or input should be a valid array"),
@@ -117,7 +117,7 @@ def test_where_work_is_done_does_not_change_what_is_made() -> None:
 def test_the_readmes_specs_are_specs() -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     kinds = [load(yaml.safe_load(block)).kind for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert kinds == ["shard", "embed", "embed"]
+    assert kinds == ["shard", "embed", "embed", "train", "evaluate"]
 
 
 def test_limits_are_no_part_of_what_a_folder_was_made_with() -> None:

@@ -34,6 +34,7 @@ HUNG_SECONDS = 600.0  # a command that takes longer hangs; alone on a machine th
 # After a driver's death, until everything that it started must be gone. Workers go within seconds; two idle
 # agents of Ray's first look for its control service for 60 s.
 GONE_SECONDS = 80.0
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 RERUNS = 3
 
 
@@ -154,8 +155,11 @@ class Command:
             time.sleep(0.5 if "://" in self.job.output else 0.02)
         return not self.ended
 
-    def finish(self, outcome: Outcome) -> int | None:
-        """Wait for its end, and for that of its processes; returns the exit code, None if it hung."""
+    def finish(self, outcome: Outcome, *, agents_may_stay: bool = False) -> int | None:
+        """Wait for its end, and for that of its processes; returns the exit code, None if it hung.
+
+        agents_may_stay: those two, which count their 60 s by the time of day, need not have gone.
+        """
         try:
             code = self.process.wait(max(0.1, self._begun + HUNG_SECONDS - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -163,14 +167,17 @@ class Command:
             outcome.hung += 1
         else:
             deadline = time.monotonic() + GONE_SECONDS
-            while self.family() and time.monotonic() < deadline:
+            while (left := self._left(agents_may_stay)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            if left := self.family():
+            if left:
                 names = Counter(_name(process) for process in left)
                 outcome.wrong.append(f"processes left after {GONE_SECONDS:g} s: {dict(names)}")
         self._end()
         atexit.unregister(self._end)
         return code
+
+    def _left(self, agents_may_stay: bool) -> list[psutil.Process]:
+        return [process for process in self.family() if not (agents_may_stay and _name(process) in AGENTS)]
 
     def _end(self) -> None:
         """Leave nothing of it behind."""

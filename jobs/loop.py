@@ -6,11 +6,16 @@ the seed and the step's number. So a run can be cut anywhere, and go on from its
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +29,7 @@ from jobs import checkpoints
 from jobs.accuracy import accuracies
 from jobs.feed import Feed, Part
 from jobs.materials import create, materials
-from jobs.metrics import Row
+from jobs.metrics import Meter, Row
 from jobs.objective import Objective
 from jobs.optimizer import Average, optimizer, set_rate
 from jobs.recipe import Learning
@@ -33,6 +38,8 @@ from models.transformer import Layer
 from pipeline.errors import SpecError
 
 LOG_STEPS = 20  # between two rows
+STOP = ".stop"  # a file in the run's folder
+SCORE = "score.json"  # beside the best model: how good it was
 
 
 class Log(Protocol):
@@ -45,16 +52,33 @@ class DivergedError(RuntimeError):
     """The loss or its gradient is no number any more."""
 
 
-def train(spec: Learning, run: Path, log: Log) -> None:
+def train(spec: Learning, run: Path, log: Log) -> bool:
     """Train as the spec says, or go on where an earlier call was stopped, and leave RUN/model.
+
+    Returns:
+        False if it was stopped: by SIGTERM, or because RUN/.stop is there. What was done is in a checkpoint.
 
     Raises:
         SpecError: the spec does not fit its data.
         DivergedError: naming the step and the clips; the last checkpoint is from before.
     """
-    with processes() as device:
+    with terminated() as stopped, processes() as device:
         torch.use_deterministic_algorithms(spec.strategy.deterministic)
-        _Training(spec, run, log, device).run()
+        return _Training(spec, run, log, device, stopped).run()
+
+
+@contextmanager
+def terminated() -> Iterator[Event]:
+    """Set by SIGTERM, where a handler of it can be had: Python allows one to the main thread alone."""
+    stopped = Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -78,8 +102,8 @@ def processes() -> Iterator[torch.device]:
 class _Training:
     """All that a run holds, and its steps."""
 
-    def __init__(self, spec: Learning, run: Path, log: Log, device: torch.device) -> None:
-        self.spec, self.run_folder, self.device = spec, run, device
+    def __init__(self, spec: Learning, run: Path, log: Log, device: torch.device, stopped: Event) -> None:
+        self.spec, self.folder, self.device = spec, run, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.log = log if self.rank == 0 else lambda row: None
         shares = spec.shares()
@@ -96,6 +120,9 @@ class _Training:
         self.average = None if ema is None else Average(named, ema)
         precision = spec.strategy.precision
         self.half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+        self.stopped = stopped
+        score = run / "best" / SCORE
+        self.best = json.loads(score.read_text())["accuracy"] if score.exists() else -1.0
 
     def _laid_out(self) -> tuple[Objective, nn.Module]:
         """The module with its weights where the strategy wants them, and what its batches go through."""
@@ -117,75 +144,82 @@ class _Training:
             return module, module
         return module, DistributedDataParallel(module, broadcast_buffers=False)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """All steps that are left; False if it was asked to stop, and has, after a checkpoint."""
         spec, recipe = self.spec, self.spec.recipe
         first = self._resume()
         feed = Feed(
             self.sources, self.rank, self.world, recipe.accumulate, recipe.seed, recipe.augment, self.device
         )
-        begun = asked = time.perf_counter()
-        waited, lately = 0.0, first
-        every = spec.checkpoints.every_steps
+        meter, asked = Meter(recipe.batch), time.perf_counter()
         for step, parts in enumerate(feed.steps(first, recipe.steps), first):
-            waited += time.perf_counter() - asked
-            loss, norm, hits = self._step(step, parts)
-            done = step + 1
-            if done % LOG_STEPS == 0 or done == recipe.steps:
-                seconds = time.perf_counter() - begun
-                row: Row = {"step": done, "loss": self._mean(loss), "gradient": norm}
-                row |= {f"accuracy/{name}": self._mean(hit) for name, hit in hits.items()}
+            waited, done = time.perf_counter() - asked, step + 1
+            meter.add(waited, self._step(step, parts))
+            last = done == recipe.steps
+            if done % LOG_STEPS == 0 or last:
+                row = meter.row(done, self._mean)
                 row["rate"] = recipe.optimizer.rate(step, recipe.steps)
-                row["clips_per_second"] = (done - lately) * recipe.batch / seconds
-                row["waited"] = waited / seconds
                 if self.device.type == "cuda":
                     row["gpu_bytes"] = torch.cuda.max_memory_allocated()
                 self.log(row)
-                begun, waited, lately = time.perf_counter(), 0.0, done
+                meter = Meter(recipe.batch)
             wanted = spec.validation.every_steps
-            if self.tests and ((wanted is not None and done % wanted == 0) or done == recipe.steps):
-                self.log({"step": done, **self._test()})
-            if done % every == 0 and done < recipe.steps:
+            if self.tests and ((wanted is not None and done % wanted == 0) or last):
+                self._test(done)
+            stop = self._asked_to_stop()
+            if (done % spec.checkpoints.every_steps == 0 or stop) and not last:
                 keep = spec.checkpoints.keep
-                checkpoints.save(self.run_folder, done, self.module, self.optimizer, self.average, keep)
+                checkpoints.save(self.folder, done, self.module, self.optimizer, self.average, keep)
+            if stop and not last:
+                return False
             asked = time.perf_counter()
-        self._finish()
+        self._write("model")
+        return True
+
+    def _asked_to_stop(self) -> bool:
+        """By a signal to any process, or by a file in the run's folder, as the first process sees it."""
+        mine = self.stopped.is_set() or (self.rank == 0 and (self.folder / STOP).exists())
+        flag = torch.tensor(float(mine), device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
 
     def _resume(self) -> int:
         """Go back to the last checkpoint; how many steps are done."""
-        there = checkpoints.steps(self.run_folder)
+        there = checkpoints.steps(self.folder)
         if not there:
             return 0
-        checkpoints.load(self.run_folder, there[-1], self.module, self.optimizer, self.average)
+        checkpoints.load(self.folder, there[-1], self.module, self.optimizer, self.average)
         self.log({"step": there[-1], "resumed": there[-1]})
         return there[-1]
 
-    def _step(self, step: int, parts: list[list[Part]]) -> tuple[float, float, dict[str, float]]:
+    def _step(self, step: int, parts: list[list[Part]]) -> dict[str, float]:
         """One step of the optimizer: the mean loss, the gradient's norm, and the share of hits by dataset."""
         recipe = self.spec.recipe
         self.model.train()
         # Dropout, say, is another on each rank, and the same after a restart.
         torch.manual_seed(hash((recipe.seed, step, self.rank)))
         self.optimizer.zero_grad(set_to_none=True)
-        total, hits = 0.0, dict.fromkeys(self.sources, 0.0)
+        found = {"loss": 0.0}
         for number, part in enumerate(parts):
             with self._synchronised(number == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     loss, logits = self.wrapped(part)
                 (loss / len(parts)).backward()
-            total += loss.item() / len(parts)
-            if not recipe.multi_label:
-                for name, x, one in zip(self.sources, logits, part, strict=True):
-                    hits[name] += (x.argmax(1) == one.targets).float().mean().item() / len(parts)
+            found["loss"] += loss.item() / len(parts)
+            for name, x, one in zip(self.sources, logits, part, strict=True):
+                if not recipe.multi_label:
+                    hits = (x.argmax(1) == one.targets).float().mean().item()
+                    found[f"accuracy/{name}"] = found.get(f"accuracy/{name}", 0.0) + hits / len(parts)
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip_norm or float("inf"))
-        length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if length != length or length == float("inf"):  # the same on every rank, so that all of them stop
-            self._diverged(step, total, parts)
+        norm = nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip_norm or math.inf)
+        found["gradient"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if not math.isfinite(found["gradient"]):  # the same on every rank, so that all of them stop
+            self._diverged(step, found["loss"], parts)
         set_rate(self.optimizer, recipe.optimizer.rate(step, recipe.steps))
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.module, step)
-        return total, length, hits
+        return found
 
     def _synchronised(self, last: bool) -> Any:
         """Gradients are exchanged with the last part of a batch only."""
@@ -198,7 +232,7 @@ class _Training:
     def _diverged(self, step: int, loss: float, parts: list[list[Part]]) -> None:
         ids = [name for part in parts for one in part for name in one.clip_ids]
         mine = f"its loss is {loss:g} over {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''}"
-        there = checkpoints.steps(self.run_folder)
+        there = checkpoints.steps(self.folder)
         last = f"the checkpoint of step {there[-1]} is from before" if there else "there is no checkpoint yet"
         raise DivergedError(
             f"step {step + 1}, worker {self.rank}: the gradient is not finite; {mine}; {last}: lower "
@@ -211,25 +245,38 @@ class _Training:
         dist.all_reduce(total)
         return total.item() / self.world
 
-    def _test(self) -> Row:
-        """Accuracies of all validation sets, with the averaged weights if there are such."""
+    def _test(self, step: int) -> None:
+        """Accuracies of all validation sets; RUN/best is the model whose mean of them was the highest."""
+        with self._averaged():
+            batch = self.spec.validation.batch
+            row = accuracies(self.module, self.tests, batch, self.device, half=self.half)
+        self.log({"step": step, **row})
+        mean = sum(row.values()) / len(row)
+        if self.spec.validation.every_steps is not None and mean > self.best:
+            self.best = mean
+            self._write("best")
+            if self.rank == 0:
+                score = {"step": step, "accuracy": mean}
+                (self.folder / "best" / SCORE).write_text(json.dumps(score) + "\n")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the averaged weights in the model, if there are such."""
         if self.average is not None:
             self.average.exchange(self.module)
         try:
-            batch = self.spec.validation.batch
-            return dict(accuracies(self.module, self.tests, batch, self.device, half=self.half))
+            yield
         finally:
             if self.average is not None:
                 self.average.exchange(self.module)
 
-    def _finish(self) -> None:
-        """RUN/model: all weights, the averaged ones if there are such, and what the classes are called."""
-        if self.average is not None:
-            self.average.exchange(self.module)
-        state = {
-            name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
-            for name, x in self.model.state_dict().items()
-        }
+    def _write(self, name: str) -> None:
+        """RUN/name: all weights, the averaged ones if there are such, and what the classes are called."""
+        with self._averaged():
+            state = {
+                name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
+                for name, x in self.model.state_dict().items()
+            }
         if self.rank == 0:
-            weights.save(self.model, self.run_folder / "model", state=state, classes=self.classes)
+            weights.save(self.model, self.folder / name, state=state, classes=self.classes)
         dist.barrier()

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 Row = dict[str, float | int | str]
 FILE = "metrics.jsonl"
 BOARD = "tensorboard"
+
+
+class Meter:
+    """Means over some steps, and how fast they went."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch, self._begun, self._waited = batch, time.perf_counter(), 0.0
+        self._rows: list[Mapping[str, float]] = []
+
+    def add(self, waited_seconds: float, found: Mapping[str, float]) -> None:
+        """A step, and how long it had to wait for its clips."""
+        self._waited += waited_seconds
+        self._rows.append(found)
+
+    def row(self, step: int, over_ranks: Callable[[float], float]) -> Row:
+        """All means, over all processes too."""
+        row: Row = {"step": step}
+        for name in self._rows[0]:
+            row[name] = over_ranks(sum(found[name] for found in self._rows) / len(self._rows))
+        seconds = time.perf_counter() - self._begun
+        row["clips_per_second"] = len(self._rows) * self._batch / seconds
+        row["waited"] = self._waited / seconds
+        return row
 
 
 class Metrics:

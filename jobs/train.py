@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event, Thread
 
 import yaml
 
@@ -12,13 +11,15 @@ from jobs.cluster import Room, connected
 from jobs.metrics import Row, read
 from jobs.report import Progress
 from jobs.spec import TrainSpec, difference, dump, load
-from jobs.workers import launch
+from jobs.workers import WorkerError, launch
 from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.storage import locate, write_atomic
 
 SPEC = "spec.yaml"
 MODEL = "model"
+STOP = ".stop"  # a file that asks the workers to stop
+FAILED = ".failed"  # one in which they say why they gave up
 WATCH_SECONDS = 0.5
 
 
@@ -71,46 +72,56 @@ def _check(spec: TrainSpec) -> None:
 
 
 def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
-    done = Event()
-    watcher = Thread(target=_watch, args=(run, spec, progress, done), daemon=True)
-    watcher.start()
-    try:
-        launch(work, dump(spec), run, spec.resources, spec.failure.max_failures, room)
-    finally:
-        done.set()
-        watcher.join()
+    """Ray Train in a thread of its own: it would take SIGINT for itself; here the metrics are told of."""
+    stop, failed = run / STOP, run / FAILED
+    for path in (stop, failed):
+        path.unlink(missing_ok=True)
+    thread = ThreadPoolExecutor(1)
+    arguments = (work, dump(spec), run, spec.resources, spec.failure.max_failures, room)
+    fitting, told = thread.submit(launch, *arguments), len(list(read(run)))
+    while not fitting.done():
+        try:
+            wait([fitting], WATCH_SECONDS)
+            told = _tell(run, spec, progress, told)
+        except KeyboardInterrupt:
+            if stop.exists():  # asked again: now
+                thread.shutdown(wait=False)
+                raise
+            stop.touch()
+            progress.status("saving a checkpoint ...")
+    _tell(run, spec, progress, told)
+    fitting.result()
+    if failed.exists():
+        raise WorkerError(failed.read_text())
+    if stop.exists():
+        raise KeyboardInterrupt
+
+
+def _tell(run: Path, spec: TrainSpec, progress: Progress, told: int) -> int:
+    """Show the rows of the metrics that are new; how many there are now."""
+    rows = list(read(run))
+    for row in rows[min(told, len(rows)) :]:  # a restart takes some back
+        progress.trained(row, spec.recipe.steps)
+    return len(rows)
 
 
 def work(config: dict[str, str]) -> None:
     """What a worker does."""
     import torch
+    import torch.distributed as dist
 
-    from jobs.loop import train
+    from jobs.loop import DivergedError, train
     from jobs.metrics import Metrics
 
     spec = load(yaml.safe_load(config["spec"]))
     assert isinstance(spec, TrainSpec)
     run = Path(spec.output.path)
     torch.set_num_threads(max(1, int(spec.resources.cpus)))
-    import torch.distributed as dist
-
     metrics = Metrics(run) if dist.get_rank() == 0 else None
     try:
         train(spec, run, metrics or (lambda row: None))
+    except DivergedError as error:
+        (run / FAILED).write_text(str(error))  # and no exception: to try again would come to the same
     finally:
         if metrics is not None:
             metrics.close()
-
-
-def _watch(run: Path, spec: TrainSpec, progress: Progress, done: Event) -> None:
-    """Tell of each new row of the run's metrics."""
-    told = 0
-    while True:
-        last = done.is_set()
-        rows = list(read(run))
-        for row in rows[min(told, len(rows)) :]:
-            progress.trained(row, spec.recipe.steps)
-        told = len(rows)
-        if last:
-            return
-        time.sleep(WATCH_SECONDS)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,43 @@ def test_two_processes_come_to_what_one_does(folder: Path, parallel: str) -> Non
     assert rows[0] == {"step": 16, "resumed": 16}
     for name, x in other.items():
         torch.testing.assert_close(again[name], x, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_what_is_terminated_saves_and_goes_on(folder: Path) -> None:
+    values = with_(tiny_shards.spec(folder, checkpoints={"every_steps": 1000}), steps=400)
+    _, whole = trained(values, "whole")
+    (folder / "spec.json").write_text(json.dumps(values))
+    run, worker = folder / "run", Path(__file__).parent / "train_worker.py"
+    run.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(worker), str(folder / "spec.json"), str(run)],
+        env={**os.environ, "PYTHONPATH": str(worker.parent.parent)},
+    )
+    while not (run / "begun").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 0
+    (step,) = checkpoints.steps(run)
+    assert 20 <= step < 400
+    assert not (run / "model").exists()
+    rows, resumed = trained(values, "run")
+    assert rows[0] == {"step": step, "resumed": step}
+    for name, x in whole.items():
+        torch.testing.assert_close(resumed[name], x, rtol=0, atol=0, msg=name)
+
+
+def test_the_best_model_is_kept(folder: Path) -> None:
+    held_out = {"data": {"out": {"shards": str(folder / "clips"), "split": "out", "head": "clips"}}}
+    often = {**held_out, "every_steps": 10, "batch": 3}
+    rows, last = trained(with_(tiny_shards.spec(folder, validation=often), steps=60))
+    tested = {int(row["step"]): row["accuracy/out (test)"] for row in rows if "accuracy/out (test)" in row}
+    assert list(tested) == [10, 20, 30, 40, 50, 60]
+    score = json.loads((folder / "run" / "best" / "score.json").read_text())
+    assert score["accuracy"] == max(tested.values()) == tested[score["step"]]
+    assert all(value < score["accuracy"] for step, value in tested.items() if step < score["step"])
+    best = load_file(folder / "run" / "best" / "model.safetensors")
+    assert best.keys() == last.keys()
+    assert torch.equal(best["head.weight"], last["head.weight"]) == (score["step"] == 60)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_clips(folder: Path) -> None:

@@ -14,7 +14,12 @@ def main(spec_path: str, run: str) -> None:
     spec = load(json.loads(Path(spec_path).read_text()))
     assert isinstance(spec, TrainSpec)
     rows: list[Row] = []
-    train(spec, Path(run), rows.append)
+
+    def log(row: Row) -> None:
+        rows.append(row)
+        Path(run, "begun").touch()
+
+    train(spec, Path(run), log)
     if rows:
         Path(run, "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 

@@ -42,6 +42,7 @@ def check(name: str, bench: Bench, number: int = 0) -> None:
     assert outcome.well, outcome
 
 
+@pytest.mark.slow
 def test_a_shard_worker_that_is_killed_while_it_writes(bench: Bench) -> None:
     check("SIGKILL in mid-write", bench, number=1)
 

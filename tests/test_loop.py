@@ -116,7 +116,7 @@ def by_torchrun(values: dict[str, Any], folder: Path, name: str, processes: int)
     return [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_come_to_what_one_does(folder: Path, parallel: str) -> None:
     """Of the same global batch, mixed and mirrored in the same way; sums are in another order, hence 1e-4.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -41,6 +44,7 @@ def kill_a_worker(run: Path, killed: list[int]) -> None:
         killed.append(child.pid)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(folder: Path) -> None:
     """Two workers; the same bits as of a run that nothing happened to; and the same command again is done."""
     recipe = {"steps": 120, "batch": 8, "optimizer": {"learning_rate": 3e-3}, "augment": {"flip": 0.5}}
@@ -63,6 +67,28 @@ def test_a_killed_worker_changes_nothing(folder: Path) -> None:
         torch.testing.assert_close(theirs[name], x, rtol=0, atol=0, msg=name)
     assert not (folder / "run" / ".ray").exists()
     assert jobs.run(values) == rows
+
+
+@pytest.mark.slow
+def test_interrupted_it_saves_and_the_same_command_goes_on(folder: Path) -> None:
+    recipe = {"steps": 600, "batch": 8, "optimizer": {"learning_rate": 1e-3}}
+    values = tiny_shards.spec(folder, recipe=recipe, checkpoints={"every_steps": 10_000})
+    (folder / "spec.json").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "jobs", "run", str(folder / "spec.json")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True)
+    while not list(metrics.read(folder / "run")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "saving a checkpoint ..." in said
+    assert said.strip().endswith("the same command goes on from there")
+    (step,) = checkpoints.steps(folder / "run")
+    assert 20 <= step < 600
+    rows = jobs.run(values)
+    assert isinstance(rows, list)
+    assert [row["step"] for row in rows] == list(range(20, 601, 20))
+    assert (folder / "run" / "model" / "model.safetensors").exists()
 
 
 def refused(values: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import yaml
 
 from jobs.cluster import Room, connected
+from jobs.curves import page
 from jobs.metrics import Row, read
 from jobs.report import Progress
 from jobs.spec import TrainSpec, difference, dump, load
@@ -44,7 +46,12 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
             progress.status("starting Ray ...")
             with connected(spec.ray.address) as room:
                 _fit(spec, run, room, progress)
-    return list(read(run))
+    rows = list(read(run))
+    last = {name: value for row in rows for name, value in row.items()}
+    report = {"kind": spec.kind, "model": spec.model.name, "output": str(run), **last}
+    write_atomic(locate(str(run / "report.json")), json.dumps(report, indent=1).encode())
+    write_atomic(locate(str(run / "report.html")), page(f"{spec.model.name}: {run}", rows).encode())
+    return rows
 
 
 def _begun(run: Path, spec: TrainSpec) -> bool:

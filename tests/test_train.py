@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 import jobs
 from jobs import checkpoints, metrics
+from jobs.curves import page
+from jobs.metrics import Row
 from jobs.spec import load
 from pipeline.errors import SpecError
 
@@ -166,6 +168,19 @@ def test_a_folder_of_another_spec_is_refused(folder: Path) -> None:
     (run / "spec.yaml").write_text(dump(spec.absolute()))
     changed = {**good, "recipe": {**good["recipe"], "steps": 13}}
     assert "belongs to another spec (recipe.steps: 12 there, 13 now)" in refused(changed)
+
+
+def test_the_page_shows_every_measure(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"step": 20, "loss": 2.0, "accuracy/a": 0.25, "accuracy/<b>": 0.5},
+        {"step": 40, "loss": float("nan"), "accuracy/a": 0.5},
+    ]
+    text = page("a & b", rows)
+    assert text.count("<figure>") == 2
+    assert text.count("<polyline") == 3
+    assert "<b>" not in text
+    assert "a &amp; b" in text
+    assert "nan" not in text.partition("<svg")[2].partition("</svg>")[0]
 
 
 def test_metrics_take_back_what_a_restart_does_again(tmp_path: Path) -> None:

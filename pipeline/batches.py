@@ -60,7 +60,7 @@ class Dataset:
 
     def __init__(self, name: str, files: Sequence[ShardFile], wanted: Plan, split: str | None = None):
         """SpecError if a shard lacks pixels that the plan wants, or no clip is of this split."""
-        self.name, self._files, self.plan = name, list(files), wanted
+        self.name, self.files, self.plan = name, list(files), wanted
         self._open = lru_cache(OPEN_SHARDS)(self._reader)
         self._arrays = lru_cache(OPEN_BATCHES)(self._pixels)
         tables = [_clips(ShardReader(file.location), number, wanted) for number, file in enumerate(files)]
@@ -80,7 +80,7 @@ class Dataset:
 
     def order(self, seed: int) -> Order:
         """The stream of its clips."""
-        counts = np.bincount(self._where["shard"], minlength=len(self._files))
+        counts = np.bincount(self._where["shard"], minlength=len(self.files))
         return Order(counts.tolist(), seed)
 
     def read(self, clips: np.ndarray, epochs: np.ndarray, *, pinned: bool = False) -> Batch:
@@ -117,7 +117,7 @@ class Dataset:
         return tubes
 
     def _reader(self, shard: int) -> ShardReader:
-        return ShardReader(self._files[shard].location)
+        return ShardReader(self.files[shard].location)
 
     def _pixels(self, shard: int, number: int) -> Mapping[str, np.ndarray]:
         """The wanted tubes of a record batch, where they lie."""

@@ -4,7 +4,7 @@
 
 The classes are `benchmarks.digits`' eight motions. One frame tells nothing of them, and the mean of what is
 seen in several only half. Two controls say whether that holds: a network that is given one frame, and one
-that takes the mean of eight, trained end to end. They must stay near 1/8 and 1/2; a model of motion need not.
+that is given the mean of eight. They must stay near 1/8 and 1/2; a model of motion need not.
 
 The papers' tubes are for pictures of 224 pixels; in these, of 64, they lie closer together.
 
@@ -90,11 +90,10 @@ class Recipe:
 
 
 class Frames(Model):
-    """A control: a convolutional network on each of `count` whole frames, their mean, more layers.
+    """A control: a convolutional network on the mean of `count` whole frames.
 
     It sees where things are (no pooling in space), so that it can tell all that one frame, or all of them
-    without their order, has to say. For the latter it takes layers after the mean: the mean of what frames
-    say is alike in all classes, how far apart they are is not.
+    without their order, has to say.
     """
 
     def __init__(self, count: int, dim: int = 128) -> None:
@@ -107,13 +106,12 @@ class Frames(Model):
             convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
             layers += [convolution, nn.GroupNorm(8, outputs), nn.GELU()]
         places = (digits.SIZE_PX // 16) ** 2
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(places * 128, 2 * dim), nn.GELU())
-        self.after = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.GELU())
+        layers += [nn.Flatten(), nn.Linear(places * 128, dim), nn.GELU(), nn.Linear(dim, dim)]
+        self.encoder = nn.Sequential(*layers)
 
     def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
-        frames_BFHWC = tubes["frame"].flatten(1, 4)
-        x_bCHW = frames_BFHWC.flatten(0, 1).movedim(-1, 1).float() / 128 - 1
-        return self.after(self.encoder(x_bCHW).unflatten(0, (len(frames_BFHWC), -1)).mean(1))
+        mean_BHWC = tubes["frame"].flatten(1, 4).float().mean(1) / 128 - 1
+        return self.encoder(mean_BHWC.movedim(-1, 1))
 
 
 SMALL = (96, 4, 4)  # width, layers and heads of what is no tower

@@ -84,13 +84,14 @@ def terminated() -> Iterator[Event]:
 @contextmanager
 def processes() -> Iterator[torch.device]:
     """This process' device, with a process group: the one there is, torchrun's, or one of its own."""
+    if dist.is_initialized():  # by Ray, which has also chosen a GPU, or none
+        cuda = "nccl" in dist.get_backend()
+        yield torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        return
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if dist.is_initialized():
-        yield device
-        return
     alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("nccl" if cuda else "gloo", **({} if "RANK" in os.environ else alone))
     try:
@@ -107,22 +108,27 @@ class _Training:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.log = log if self.rank == 0 else lambda row: None
         shares = spec.shares()
-        if any(share % (self.world * spec.recipe.accumulate) for share in shares.values()):
+        parts = self.world * spec.recipe.accumulate * spec.recipe.augment.together
+        if any(share % parts for share in shares.values()):
             problem = f"{shares} clips of each dataset are not shared out evenly by {self.world} workers"
             raise SpecError("recipe.batch", spec.recipe.batch, problem)
         data = materials(spec)
         self.classes, self.sources, self.tests = data.classes, data.sources, data.tests
         self.model = create(spec, data)
         self.module, self.wrapped = self._laid_out()
-        named = list(self.module.named_parameters())
-        self.optimizer = optimizer(named, spec.recipe.optimizer)
+        self.optimizer = optimizer(self.model.named_parameters(), spec.recipe.optimizer)
         ema = spec.recipe.optimizer.ema
-        self.average = None if ema is None else Average(named, ema)
+        self.average = None if ema is None else Average(self.module.named_parameters(), ema)
         precision = spec.strategy.precision
         self.half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
         self.stopped = stopped
+        # As the first process sees the folder: all of them must do the same.
         score = run / "best" / SCORE
-        self.best = json.loads(score.read_text())["accuracy"] if score.exists() else -1.0
+        best = json.loads(score.read_text())["accuracy"] if score.exists() else -1.0
+        seen: list[Any] = [checkpoints.steps(run), best]
+        dist.broadcast_object_list(seen, src=0, device=device)
+        self.there: list[int] = seen[0]
+        self.best: float = seen[1]
 
     def _laid_out(self) -> tuple[Objective, nn.Module]:
         """The module with its weights where the strategy wants them, and what its batches go through."""
@@ -154,7 +160,8 @@ class _Training:
         meter, asked = Meter(recipe.batch), time.perf_counter()
         for step, parts in enumerate(feed.steps(first, recipe.steps), first):
             waited, done = time.perf_counter() - asked, step + 1
-            meter.add(waited, self._step(step, parts))
+            found = self._step(step, parts)
+            meter.add(time.perf_counter() - asked, waited, found)
             last = done == recipe.steps
             if done % LOG_STEPS == 0 or last:
                 row = meter.row(done, self._mean)
@@ -185,12 +192,12 @@ class _Training:
 
     def _resume(self) -> int:
         """Go back to the last checkpoint; how many steps are done."""
-        there = checkpoints.steps(self.folder)
-        if not there:
+        if not self.there:
             return 0
-        checkpoints.load(self.folder, there[-1], self.module, self.optimizer, self.average)
-        self.log({"step": there[-1], "resumed": there[-1]})
-        return there[-1]
+        last = self.there[-1]
+        checkpoints.load(self.folder, last, self.module, self.optimizer, self.average)
+        self.log({"step": last, "resumed": last})
+        return last
 
     def _step(self, step: int, parts: list[list[Part]]) -> dict[str, float]:
         """One step of the optimizer: the mean loss, the gradient's norm, and the share of hits by dataset."""
@@ -235,8 +242,8 @@ class _Training:
         there = checkpoints.steps(self.folder)
         last = f"the checkpoint of step {there[-1]} is from before" if there else "there is no checkpoint yet"
         raise DivergedError(
-            f"step {step + 1}, worker {self.rank}: the gradient is not finite; {mine}; {last}: lower "
-            "recipe.optimizer.learning_rate, or set clip_norm"
+            f"step {step + 1}, worker {self.rank}: the gradient is not finite; {mine}; {last}. "
+            "Begin anew in another folder with a lower recipe.optimizer.learning_rate, or set clip_norm"
         )
 
     def _mean(self, value: float) -> float:
@@ -250,6 +257,8 @@ class _Training:
         with self._averaged():
             batch = self.spec.validation.batch
             row = accuracies(self.module, self.tests, batch, self.device, half=self.half)
+            if isinstance(self.module, FSDPModule):
+                self.module.reshard()  # which its root does only after a backward pass
         self.log({"step": step, **row})
         mean = sum(row.values()) / len(row)
         if self.spec.validation.every_steps is not None and mean > self.best:

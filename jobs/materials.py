@@ -41,8 +41,11 @@ def materials(spec: Learning) -> Materials:
         name: open_data(f"validation.data.{name}", one, spec.model, sampling)
         for name, one in spec.validation.data.items()
     }
-    known = {} if spec.model.checkpoint is None else weights.stored(spec.model.checkpoint).classes
-    classes = classes_of(data, {name: spec.head(name) for name in data}, known)
+    classes = classes_of(data, {name: spec.head(name) for name in data}, _known(spec))
+    for head, names in classes.items():
+        if len(names) < 2:
+            problem = f"{len(names)} classes ({', '.join(names) or 'none'}): there is nothing to tell apart"
+            raise SpecListError([f"head {head!r}: {problem}"])
     shares, heads = spec.shares(), {name: spec.test_head(name) for name in tests}
     return Materials(
         sampling,
@@ -60,10 +63,32 @@ def create(spec: Learning, data: Materials) -> Model:
     options, wanted = _options(spec, data), spec.model
     try:
         model = models.create(wanted.name, checkpoint=wanted.checkpoint, seed=wanted.seed, **options)
+        if all(source.dataset.plan.clip_frames == 1 for source in data.sources.values()):
+            _freeze_unseen(model)
         freeze(model, spec.recipe.optimizer)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError) as error:
         raise SpecListError([str(error)]) from None
     return model
+
+
+def _freeze_unseen(model: Model) -> None:
+    """Where there are images alone, tubes of several frames get no gradient, which DDP does not take."""
+    assert model.image_plan is not None
+    seen = {tube.name for tube in model.image_plan.tubes}
+    for name, parameter in model.named_parameters():
+        tube = name.rpartition(".")[2]
+        if "tokenizer." in name and tube.startswith("tube_") and tube not in seen:
+            parameter.requires_grad_(False)
+
+
+def _known(spec: Learning) -> Classes:
+    """The classes of the checkpoint that training starts from."""
+    if spec.model.checkpoint is None:
+        return {}
+    try:
+        return weights.stored(spec.model.checkpoint).classes
+    except (ValueError, OSError) as error:
+        raise SpecListError([str(error)]) from None
 
 
 def check(spec: Learning, data: Materials) -> None:
@@ -73,7 +98,7 @@ def check(spec: Learning, data: Materials) -> None:
         models.check(wanted.name, checkpoint=wanted.checkpoint, **options)
         with torch.device("meta"):
             freeze(build.build(registry.resolve(wanted.name, options)), spec.recipe.optimizer)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError) as error:
         raise SpecListError([str(error)]) from None
 
 
@@ -90,7 +115,10 @@ def _source(spec: Learning, dataset: Dataset, head: str, classes: Classes, share
 
 def open_set(folder: str, field: str) -> ShardSet:
     """The one set of a shard job's output folder, or of a set's own. SpecError if there are several."""
-    found = shard_files(locate(folder, field))
+    place = locate(folder, field)
+    if not place.is_local:
+        raise SpecError(field, folder, "training maps its shards: copy them to a disk of every worker")
+    found = shard_files(place)
     if len(found) > 1:
         which = " or ".join(f"{folder}/shards/{name}" for name in found)
         raise SpecError(field, folder, f"holds several sets; name one: {which}")

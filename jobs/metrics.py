@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from pipeline.storage import locate, write_atomic
 
 Row = dict[str, float | int | str]
 FILE = "metrics.jsonl"
@@ -16,11 +18,12 @@ class Meter:
     """Means over some steps, and how fast they went."""
 
     def __init__(self, batch: int) -> None:
-        self._batch, self._begun, self._waited = batch, time.perf_counter(), 0.0
+        self._batch, self._seconds, self._waited = batch, 0.0, 0.0
         self._rows: list[Mapping[str, float]] = []
 
-    def add(self, waited_seconds: float, found: Mapping[str, float]) -> None:
-        """A step, and how long it had to wait for its clips."""
+    def add(self, seconds: float, waited_seconds: float, found: Mapping[str, float]) -> None:
+        """A step: how long it took, and how long of that it had to wait for its clips."""
+        self._seconds += seconds
         self._waited += waited_seconds
         self._rows.append(found)
 
@@ -29,9 +32,8 @@ class Meter:
         row: Row = {"step": step}
         for name in self._rows[0]:
             row[name] = over_ranks(sum(found[name] for found in self._rows) / len(self._rows))
-        seconds = time.perf_counter() - self._begun
-        row["clips_per_second"] = len(self._rows) * self._batch / seconds
-        row["waited"] = self._waited / seconds
+        row["clips_per_second"] = len(self._rows) * self._batch / self._seconds
+        row["waited"] = self._waited / self._seconds
         return row
 
 
@@ -48,7 +50,7 @@ class Metrics:
         step = int(row["step"])
         if "resumed" in row:
             kept = [old for old in read(self._path.parent) if int(old["step"]) <= step]
-            self._path.write_text("".join(f"{json.dumps(old)}\n" for old in kept))
+            write_atomic(locate(str(self._path)), "".join(f"{json.dumps(old)}\n" for old in kept).encode())
             return
         with self._path.open("a") as file:
             file.write(f"{json.dumps(row)}\n")
@@ -61,8 +63,9 @@ class Metrics:
 
 
 def read(run: Path) -> Iterator[Row]:
-    """All rows so far; a last one that is still being written is left out."""
+    """All rows so far; one that is still being written, or never was to its end, is left out."""
     path = run / FILE
     for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):
-            yield json.loads(line)
+        with suppress(json.JSONDecodeError):
+            if line.endswith("\n"):
+                yield json.loads(line)

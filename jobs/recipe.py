@@ -32,6 +32,10 @@ class Clips(Frozen):
 AnyClips = TypeVar("AnyClips", bound=Clips)
 
 
+# Models whose weights FSDP can share out: others have layers that take their turns inside frozen blocks.
+SHARED_OUT = ("tubevit-", "vivit-")
+
+
 class Data(Clips):
     """Clips or images to learn from. weight: its share of each batch, beside those of the others."""
 
@@ -88,6 +92,11 @@ class Augment(Frozen):
     erase: Fraction = 0.0
     mixup: NonNegativeFloat = 0.0
     cutmix: NonNegativeFloat = 0.0
+
+    @property
+    def together(self) -> int:
+        """How many clips must not be parted: those that are mixed are so in pairs."""
+        return 2 if self.mixup or self.cutmix else 1
 
 
 class Recipe(Frozen):
@@ -182,6 +191,11 @@ class Learning(Frozen):
         except ValueError as error:
             parts = f"recipe.accumulate {self.recipe.accumulate}, resources.workers {self.resources.workers}"
             raise ValueError(f"recipe.batch = {self.recipe.batch} with {parts}: {error}") from None
+        if self.strategy.parallel == "fsdp" and not self.model.name.startswith(SHARED_OUT):
+            problem = f"only {' and '.join(f'{name}*' for name in SHARED_OUT)} so far; take ddp"
+            raise ValueError(f"strategy.parallel = 'fsdp' with {self.model.name}: {problem}")
+        if self.recipe.multi_label and self.validation.data:
+            raise ValueError("validation.data: of any number of labels are tested by a job of kind evaluate")
         trained = {self.head(name) for name in self.data}
         strangers = [
             f"{name} (head {head})"
@@ -197,9 +211,8 @@ class Learning(Frozen):
         """How many clips of each dataset are in a batch: the same number for every worker there may be."""
         every_count = math.lcm(*range(self.resources.least, self.resources.most + 1))
         weights = [data.weight for data in self.data.values()]
-        # Clips that are mixed in pairs stay together, however many workers there are.
-        pair = 2 if self.recipe.augment.mixup or self.recipe.augment.cutmix else 1
-        counts = shares(weights, self.recipe.batch, pair * every_count * self.recipe.accumulate)
+        least = every_count * self.recipe.accumulate * self.recipe.augment.together
+        counts = shares(weights, self.recipe.batch, least)
         return dict(zip(self.data, counts, strict=True))
 
     def head(self, name: str) -> str:

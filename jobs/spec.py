@@ -213,11 +213,9 @@ class TrainSpec(Learning):
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on."""
-        values = self.model_dump(
-            mode="json", exclude={"resources", "checkpoints", "failure", "ray", "output"}
-        )
-        del values["strategy"]
-        return values
+        elsewhere = {"resources", "checkpoints", "strategy", "failure", "ray", "output"}
+        values = self.model_dump(mode="json", exclude=elsewhere)
+        return {**values, "shares": self.shares()}
 
 
 class EvaluateSpec(Testing):

@@ -117,6 +117,7 @@ def work(config: dict[str, str]) -> None:
     import torch
     import torch.distributed as dist
 
+    from jobs.checkpoints import steps
     from jobs.loop import DivergedError, train
     from jobs.metrics import Metrics
 
@@ -125,10 +126,14 @@ def work(config: dict[str, str]) -> None:
     run = Path(spec.output.path)
     torch.set_num_threads(max(1, int(spec.resources.cpus)))
     metrics = Metrics(run) if dist.get_rank() == 0 else None
+    if metrics is not None:  # what came after the last checkpoint comes again
+        last = (steps(run) or [0])[-1]
+        metrics({"step": last, "resumed": last})
     try:
         train(spec, run, metrics or (lambda row: None))
-    except DivergedError as error:
-        (run / FAILED).write_text(str(error))  # and no exception: to try again would come to the same
+    except DivergedError as error:  # is told, and not raised: to try again would come to the same
+        if metrics is not None:
+            (run / FAILED).write_text(str(error))
     finally:
         if metrics is not None:
             metrics.close()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.dualpath import centres as frameset_centres
 from pipeline.plan import Plan, Tube
 
 BLANK = 128  # what an erased pixel becomes: about the middle, as CLIP's normalisation has it
@@ -93,7 +94,8 @@ def apply(
     alone = partners == np.arange(len(partners))
     partner = torch.from_numpy(partners).to(device)
     blend = np.where(alone, 1.0, changes.blend)
-    exchanged = np.where(alone[:, None, None], 0.0, changes.exchanged)
+    exchanged = np.where(alone[:, None, None], 0.0, _lasting(changes.exchanged, plan))
+    erased = _lasting(changes.erased, plan)
     own = blend * (1 - np.prod(exchanged[:, 1] - exchanged[:, 0], axis=1))
     changed = dict(tubes)
     if (changes.colour != 1).any():
@@ -108,8 +110,8 @@ def apply(
             x = (share * x.float() + (1 - share) * x[partner].float()).round_().to(torch.uint8)
         if exchanged.any():
             x = torch.where(_inside(tube, exchanged, device), x[partner], x)
-        if changes.erased.any():
-            x = torch.where(_inside(tube, changes.erased, device), torch.full_like(x, BLANK), x)
+        if erased.any():
+            x = torch.where(_inside(tube, erased, device), torch.full_like(x, BLANK), x)
         changed[tube.name] = x
     shares = torch.from_numpy(own).float().to(device)
     return changed, mirrored if changes.mirrored.any() else None, shares
@@ -122,11 +124,20 @@ def _boxes(rng: np.random.Generator, volumes: np.ndarray) -> np.ndarray:
     return np.stack([corner, corner + sides], axis=1)
 
 
+def _lasting(boxes: np.ndarray, plan: Plan) -> np.ndarray:
+    """The boxes, but for as long as the clip where that is one frame."""
+    if plan.clip_frames > 1:
+        return boxes
+    boxes = boxes.copy()
+    boxes[:, 0, 0], boxes[:, 1, 0] = 0.0, (boxes[:, 1] > boxes[:, 0]).any(1)
+    return boxes
+
+
 def _inside(tube: Tube, boxes: np.ndarray, device: torch.device) -> Tensor:
     """bool (B, n_t, n_h, n_w, 1, 1, 1, 1): whether the middle of a token lies in its clip's box."""
     canvas = tube.canvas
     size = (canvas.frames * canvas.step, canvas.height_px, canvas.width_px)
-    at = tube.centres / size
+    at = (tube.centres if canvas.tiles == (1, 1) else frameset_centres(tube)) / size
     low, high = (boxes[:, k, None, None, None] for k in (0, 1))
     inside = ((at >= low) & (at < high)).all(-1)
     return torch.from_numpy(inside).to(device)[(..., *(None,) * 4)]

@@ -220,12 +220,12 @@ def _read(folder: str | Path, field: str) -> dict[str, Tensor]:
 def _drop_foreign_head(expected: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
     """Take the head out of both if it is absent from the state or for another number of classes."""
     ours = {name for name in expected if name.startswith(HEAD)}
-    if all(name in state and state[name].shape == expected[name].shape for name in ours):
-        return False
-    for name in ours:
+    new = {name for name in ours if name not in state or state[name].shape != expected[name].shape}
+    for name in new:
         del expected[name]
-        state.pop(name, None)
-    return True
+    for name in [name for name in state if name.startswith(HEAD) and (name in new or name not in ours)]:
+        del state[name]
+    return bool(new)
 
 
 def _sha256(path: Path) -> str:

@@ -64,10 +64,10 @@ class Dataset:
         self._open = lru_cache(OPEN_SHARDS)(self._reader)
         self._arrays = lru_cache(OPEN_BATCHES)(self._pixels)
         tables = [_clips(ShardReader(file.location), number, wanted) for number, file in enumerate(files)]
-        self.known = pa.concat_tables(tables)
+        self.known = pa.concat_tables(tables).combine_chunks()
         if split is not None:
             splits = self.known["split"]
-            self.known = self.known.filter(pc.equal(splits, split))
+            self.known = self.known.filter(pc.equal(splits, split)).combine_chunks()
             if not self.known.num_rows:
                 there = ", ".join(map(repr, pc.unique(splits).to_pylist()))
                 raise SpecError(f"{name}.split", split, f"no clip has it; there are {there}")

@@ -39,6 +39,7 @@ def uris(found: dict[str, np.ndarray]) -> list[str]:
     return sorted({name.partition("#")[0] for name in found})
 
 
+@pytest.mark.slow
 def test_new_and_changed_inputs_are_taken_up(
     folder: Path, clips: Path, local_ray: None, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_job_that_gave_up_can_be_retried(
     assert verify(str(tmp_path / "out")).problems == []
 
 
+@pytest.mark.slow
 def test_an_input_that_changes_under_a_run_is_told(
     folder: Path, clips: Path, local_ray: None, tmp_path: Path
 ) -> None:

@@ -131,3 +131,21 @@ def test_a_clip_whose_partner_is_elsewhere_stays_by_itself() -> None:
     assert changes.partners().tolist() == [1, 0, 2]
     assert shares[2] == 1
     assert torch.equal(after["tube_2x4x4"][2], before["tube_2x4x4"][2])
+
+
+def test_a_box_on_an_image_is_as_much_of_it_as_its_label_says() -> None:
+    plan = PLAN.image()
+    assert plan is not None
+    fine = Plan(
+        tubes=tuple(t.model_copy(update={"kernel": (1, 1, 1), "stride": (1, 1, 1)}) for t in plan.tubes[:1])
+    )
+    zeros = {fine.tubes[0].name: torch.zeros(64, *fine.tubes[0].shape, dtype=torch.uint8)}
+    for x in zeros.values():
+        x[1::2] = 1
+    changes = augment.draw(64, np.random.default_rng(0), cutmix=1.0)
+    after, _, shares = augment.apply(zeros, fine, changes)
+    for x in after.values():
+        other = x.float().mean((1, 2, 3, 4, 5, 6, 7))
+        other[1::2] = 1 - other[1::2]
+        torch.testing.assert_close(other, 1 - shares, rtol=0, atol=0.1)  # a pixel or so at each side
+        assert abs(float((other - (1 - shares)).mean())) < 0.02

@@ -83,6 +83,7 @@ def test_workers_may_hold_every_core(local_ray: None, tmp_path: Path) -> None:
     assert len(list(run_pools(plan_of(tmp_path, 20), [everything], None, PATIENT))) == 20
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_placed_end_the_run(local_ray: None, tmp_path: Path) -> None:
     make, finish = stages()
     pools = [Pool(make, (str(tmp_path), 0.0), 1, 0.5), Pool(finish, (str(tmp_path), 0.0), 1, 0, 1.0)]
@@ -95,6 +96,7 @@ def test_workers_that_cannot_be_placed_end_the_run(local_ray: None, tmp_path: Pa
     assert time.monotonic() - begun < 120
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_ends_the_run(local_ray: None, tmp_path: Path) -> None:
     _, finish = stages()
     with pytest.raises(

@@ -51,7 +51,10 @@ def test_a_killed_worker_changes_nothing(folder: Path) -> None:
     """Two workers; the same bits as of a run that nothing happened to; and the same command again is done."""
     recipe = {"steps": 120, "batch": 8, "optimizer": {"learning_rate": 3e-3}, "augment": {"flip": 0.5}}
     values = tiny_shards.spec(
-        folder, recipe=recipe, resources={"workers": 2}, checkpoints={"every_steps": 10}
+        folder,
+        recipe=recipe,
+        resources={"workers": 2},
+        checkpoints={"every_steps": 20},  # as rows are, or one after the restart would be of fewer steps
     )
     killed: list[int] = []
     killer = Thread(target=kill_a_worker, args=(folder / "run", killed), daemon=True)

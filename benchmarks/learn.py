@@ -41,7 +41,6 @@ from models.grafted import Grafted
 from models.model import Model
 from models.pretrained import clip_of
 from models.st_adapter import STAdapter
-from models.tokenizer import TubeTokenizer
 from models.towers import Tower
 from models.tubevit import TubeTrunk, TubeViT
 from models.vivit import ViViT
@@ -261,10 +260,9 @@ def row(name: str, model: Model, train: Clips, held_out: Clips, recipe: Recipe) 
     seconds = time.monotonic() - begun
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    tokenizers = [module for module in model.modules() if isinstance(module, TubeTokenizer)]
     return [
         name,
-        str(sum(tokenizer.tokens for tokenizer in tokenizers) or model.plan.tokens),
+        str(model.tokens or model.plan.tokens),
         f"{sum(p.numel() for p in parameters):,}",
         f"{trained:,}",
         str(epochs),

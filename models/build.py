@@ -17,7 +17,6 @@ from models.gated import Gated
 from models.grafted import Grafted
 from models.model import Model
 from models.st_adapter import STAdapter
-from models.tokenizer import TubeTokenizer
 from models.towers import Tower, tower
 from models.tubevit import TubeTrunk, TubeViT
 from models.vivit import ViViT
@@ -113,7 +112,7 @@ def describe(config: ModelConfig) -> Summary:
     return Summary(
         name=config.name,
         doc=registry.preset(config.name).doc,
-        tokens=sum(module.tokens for module in model.modules() if isinstance(module, TubeTokenizer)),
+        tokens=model.tokens,
         tubes=tuple(tube.name for tube in model.plan.tubes),
         bytes_per_clip=model.plan.bytes_per_clip,
         dim=model.dim,

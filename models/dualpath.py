@@ -81,6 +81,11 @@ class DualPath(Model):
         self.head = classifier(self.dim, num_classes, hidden=tower.embed_dim)
         self.register_buffer("positions", table(self.framesets, tower.width), persistent=False)
 
+    @property
+    def tokens(self) -> int:
+        """Of key frames and framesets, which go through the same tokenizer."""
+        return self.key_frames.tokens + self.framesets.tokens
+
     def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
         matching(tubes, self.plans)
         key_frames, framesets = tubes[self.key_frames.name], tubes[self.framesets.name]

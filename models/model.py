@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.config import Classes, ModelConfig
 from models.heads import classifier, classify
+from models.tokenizer import TubeTokenizer
 from models.transformer import Layer
 from pipeline.plan import Plan
 
@@ -31,6 +32,11 @@ class Model(nn.Module):
     def plans(self) -> list[Plan]:
         """What a batch may have been cut by."""
         return [plan for plan in (self.plan, self.image_plan) if plan is not None]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a clip is turned into."""
+        return sum(module.tokens for module in self.modules() if isinstance(module, TubeTokenizer))
 
     def embed(self, tubes: Mapping[str, Tensor], mirrored: Tensor | None = None) -> Tensor:
         """{tube: uint8 (B, n_t, n_h, n_w, kT, kH, kW, 3)} -> float32 (B, dim), also under autocast.

@@ -247,6 +247,8 @@ def test_golden_sizes(arch: str, frames: int, tokens: int, gmacs: int, count: in
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             assert model(tubes).shape == (1, 400)
     assert sum(entered) == tokens
+    # Without a class token for each image.
+    assert model.tokens == tokens - 8 - frames // 16
     assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.01)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
     embedding = tower(arch).embed_dim

@@ -42,12 +42,8 @@ def materials(spec: Learning) -> Materials:
         for name, one in spec.validation.data.items()
     }
     classes = classes_of(data, {name: spec.head(name) for name in data}, _known(spec))
-    for head, names in classes.items():
-        if len(names) < 2:
-            problem = f"{len(names)} classes ({', '.join(names) or 'none'}): there is nothing to tell apart"
-            raise SpecListError([f"head {head!r}: {problem}"])
     shares, heads = spec.shares(), {name: spec.test_head(name) for name in tests}
-    return Materials(
+    found = Materials(
         sampling,
         classes,
         {
@@ -56,6 +52,11 @@ def materials(spec: Learning) -> Materials:
         },
         {name: _source(spec, dataset, heads[name], classes, 0) for name, dataset in tests.items()},
     )
+    for head, names in classes.items():
+        if len(names) < 2:
+            problem = f"{len(names)} classes ({', '.join(names) or 'none'}): there is nothing to tell apart"
+            raise SpecListError([f"head {head!r}: {problem}"])
+    return found
 
 
 def create(spec: Learning, data: Materials) -> Model:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 import models
 from jobs.cluster import Room
-from jobs.model import Model
+from jobs.model import Model, in_bfloat16
 from jobs.spec import EmbedSpec
 from models.registry import preset
 from pipeline.commits import Receipt, Run
@@ -107,9 +107,7 @@ class Embed:
         self._run, self._settings, self._root = run, encoder.model, root
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_views = encoder.model.batch_views
-        self._half = encoder.model.precision == "bf16" or (
-            encoder.model.precision == "auto" and self._device.type == "cuda"
-        )
+        self._half = in_bfloat16(encoder.model.precision, self._device.type)
         self._model = encoder.create()
         self._model.to(self._device)
         image_plan = self._model.image_plan

@@ -30,6 +30,7 @@ from jobs.accuracy import accuracies
 from jobs.feed import Feed, Part
 from jobs.materials import create, materials
 from jobs.metrics import Meter, Row
+from jobs.model import in_bfloat16
 from jobs.objective import Objective
 from jobs.optimizer import Average, optimizer, set_rate
 from jobs.recipe import Learning
@@ -119,8 +120,7 @@ class _Training:
         self.optimizer = optimizer(self.model.named_parameters(), spec.recipe.optimizer)
         ema = spec.recipe.optimizer.ema
         self.average = None if ema is None else Average(self.module.named_parameters(), ema)
-        precision = spec.strategy.precision
-        self.half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+        self.half = in_bfloat16(spec.strategy.precision, device.type)
         self.stopped = stopped
         # As the first process sees the folder: all of them must do the same.
         score = run / "best" / SCORE

@@ -17,6 +17,8 @@ from pipeline.plan import Frozen, Plan
 from pipeline.sampling import Sampling
 from pipeline.storage import locate
 
+Precision = Literal["auto", "fp32", "bf16"]  # auto is bf16 on a GPU and fp32 on a CPU
+
 
 class Architecture(Frozen):
     """A model by name, as far as its plans go: `tubelet models` lists them.
@@ -97,7 +99,12 @@ class Model(Weighted):
     """
 
     batch_views: PositiveInt = 16
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
+
+
+def in_bfloat16(precision: Precision, device: str) -> bool:
+    """Whether forward passes run under bfloat16 autocast on this kind of device."""
+    return precision == "bf16" or (precision == "auto" and device == "cuda")
 
 
 def absolute(path: str | None) -> str | None:

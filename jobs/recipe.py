@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from jobs.model import Weighted, absolute
+from jobs.model import Precision, Weighted, absolute
 from pipeline.order import shares
 from pipeline.plan import Frozen
 
@@ -127,7 +127,7 @@ class Strategy(Frozen):
     """
 
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     recompute: bool = False
     compile: bool = False
     deterministic: bool = False
@@ -244,7 +244,7 @@ class Testing(Frozen):
     model: Weighted
     batch: PositiveInt = 64
     multi_label: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     resources: TrainWorkers = TrainWorkers()
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -185,9 +186,16 @@ class EmbedSpec(_Job):
 
 
 class Folder(Frozen):
-    """path: the run's folder, which all workers see under that name."""
+    """path: the run's folder, on a disk that all workers see under that name."""
 
     path: Annotated[str, Field(min_length=1)]
+
+    @field_validator("path")
+    @classmethod
+    def _on_a_disk(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError("its workers write to a folder that all of them see; give a path")
+        return path
 
     def absolute(self) -> Self:
         return self.model_copy(update={"path": absolute(self.path)})
@@ -199,14 +207,19 @@ class Restarts(Frozen):
     max_failures: NonNegativeInt = 3
 
 
-class TrainSpec(Learning):
-    """Train a model on shards; see jobs.recipe for what may be said of it."""
+class _Together(Frozen):
+    """What jobs have in common whose processes work together."""
 
     version: Literal[1]
-    kind: Literal["train"]
     output: Folder
     failure: Restarts = Restarts()
     ray: Cluster = Cluster()
+
+
+class TrainSpec(Learning, _Together):
+    """Train a model on shards; see jobs.recipe for what may be said of it."""
+
+    kind: Literal["train"]
 
     def absolute(self) -> Self:
         return super().absolute().model_copy(update={"output": self.output.absolute()})
@@ -218,14 +231,10 @@ class TrainSpec(Learning):
         return {**values, "shares": self.shares()}
 
 
-class EvaluateSpec(Testing):
-    """Test a trained model on shards."""
+class EvaluateSpec(Testing, _Together):
+    """Test a trained model on shards; nothing of it is kept but the numbers."""
 
-    version: Literal[1]
     kind: Literal["evaluate"]
-    output: Folder
-    failure: Restarts = Restarts()
-    ray: Cluster = Cluster()
 
     def absolute(self) -> Self:
         return super().absolute().model_copy(update={"output": self.output.absolute()})

@@ -15,6 +15,7 @@ from jobs.feed import Source
 from jobs.labels import targets
 from jobs.loop import processes
 from jobs.materials import open_data, sampling_of
+from jobs.model import in_bfloat16
 from jobs.recipe import Testing
 from jobs.scores import Scores
 from models import weights
@@ -65,7 +66,7 @@ class _Examiner:
     def __init__(self, model: Model, device: torch.device, spec: Testing) -> None:
         self._model, self._device, self._spec = model, device, spec
         self._several = isinstance(model.head, nn.ModuleDict)
-        self._half = spec.precision == "bf16" or (spec.precision == "auto" and device.type == "cuda")
+        self._half = in_bfloat16(spec.precision, device.type)
 
     def scores(self, source: Source) -> dict[str, Any]:
         scores = Scores(source.classes, self._device, multi_label=self._spec.multi_label)

@@ -20,8 +20,7 @@ from pipeline.storage import locate, write_atomic
 
 SPEC = "spec.yaml"
 MODEL = "model"
-STOP = ".stop"  # a file that asks the workers to stop
-FAILED = ".failed"  # one in which they say why they gave up
+FAILED = ".failed"  # a file in which workers say why they gave up
 WATCH_SECONDS = 0.5
 
 
@@ -33,9 +32,6 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
         WorkerError: more failures than the spec allows, or the loss was no number any more.
     """
     spec = spec.absolute()
-    if "://" in spec.output.path:
-        problem = "training writes to a folder that all its workers see; give a path"
-        raise SpecError("output.path", spec.output.path, problem)
     run = Path(spec.output.path)
     with only_writer(spec.output.path):
         begun = _begun(run, spec)
@@ -80,6 +76,8 @@ def _check(spec: TrainSpec) -> None:
 
 def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
     """Ray Train in a thread of its own: it would take SIGINT for itself; here the metrics are told of."""
+    from jobs.loop import STOP
+
     stop, failed = run / STOP, run / FAILED
     for path in (stop, failed):
         path.unlink(missing_ok=True)

@@ -73,7 +73,9 @@ def test_mixed_clips_are_their_weighted_mean() -> None:
 @pytest.mark.parametrize("kind", ["cutmix", "erase"])
 def test_a_box_covers_the_tokens_whose_middle_lies_in_it(kind: str) -> None:
     frames = clips(6)
-    changes = augment.draw(6, np.random.default_rng(2), **{kind: 1.0})  # type: ignore[arg-type]
+    changes = augment.draw(
+        6, np.random.default_rng(2), cutmix=float(kind == "cutmix"), erase=float(kind == "erase")
+    )
     after, _, shares = augment.apply(tubes_of(frames), PLAN, changes)
     boxes = changes.exchanged if kind == "cutmix" else changes.erased
     volumes = np.prod(boxes[:, 1] - boxes[:, 0], axis=1)

@@ -40,7 +40,7 @@ def test_the_rate_rises_and_falls() -> None:
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_only_matrices_decay(name: str) -> None:
     model = small("vivit-nano")
-    found = rates(model, Optimizer(name=name, learning_rate=0.1, weight_decay=0.05))  # type: ignore[arg-type]
+    found = rates(model, Optimizer.model_validate({"name": name, "learning_rate": 0.1, "weight_decay": 0.05}))
     assert found.keys() == {name for name, _ in model.named_parameters()}
     decayed = {name for name, (_, decay) in found.items() if decay}
     assert all(decay == 0.05 for _, decay in found.values() if decay)

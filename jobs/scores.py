@@ -43,10 +43,14 @@ class Scores:
             metric.to(device)
 
     def update(self, logits_BC: Tensor, targets: Tensor) -> None:
-        """Float32 logits, averaged over a video's views, and its class, or zeros and ones (B, C)."""
+        """Float32 logits, averaged over a video's views, and its class, or zeros and ones (B, C).
+
+        For a process without videos B is 0: average precision is reduced over something of every process.
+        """
         scores_BC = logits_BC.sigmoid() if self.multi_label else logits_BC.softmax(1)
-        for metric in self._metrics.values():
-            metric.update(scores_BC, targets.long())
+        for name, metric in self._metrics.items():
+            if len(logits_BC) or name == "precision":  # counts do without, and take no empty batch
+                metric.update(scores_BC, targets.long())
 
     def compute(self) -> dict[str, Any]:
         """{name: number}, and under "classes" a row for each."""

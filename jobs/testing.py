@@ -20,7 +20,6 @@ from jobs.recipe import Testing
 from jobs.scores import Scores
 from models import weights
 from models.model import Model
-from pipeline.batches import Dataset
 from pipeline.errors import SpecError, SpecListError
 from pipeline.sampling import Sampling
 
@@ -77,37 +76,29 @@ class _Examiner:
 
     def _logits(self, source: Source, videos: list[np.ndarray]) -> Iterator[tuple[Tensor, np.ndarray]]:
         """For some videos at a time: the mean of the logits of all their views, and each one's first clip."""
-        known, batch = source.dataset.known, self._spec.batch
-        for some in _together(source.dataset, videos, batch):
-            tubes = source.dataset.views(np.concatenate(some))
-            views = [int(known["views"].take(clips).to_numpy().sum()) for clips in some]
-            logits = torch.cat([self._judged(part, source.head) for part in _split(tubes, batch)])
-            means = torch.stack([x.mean(0) for x in logits.split(views)])
-            yield means, np.array([clips[0] for clips in some])
+        begun_C = torch.zeros(len(source.classes), device=self._device)  # the sum of a video half seen
+        if not videos:  # metrics want something of every process: no rows
+            yield begun_C.new_zeros(0, len(begun_C)), np.zeros(0, np.int64)
+            return
+        first = np.array([clips[0] for clips in videos])
+        shards, rows, of_clip = source.dataset.views(np.concatenate(videos))
+        of_video = np.repeat(np.arange(len(videos)), [len(clips) for clips in videos])[of_clip]
+        views = np.bincount(of_video)
+        for start in range(0, len(rows), self._spec.batch):
+            stop = start + self._spec.batch
+            owners = of_video[start:stop]
+            tubes = source.dataset.rows(shards[start:stop], rows[start:stop])
+            sums_VC = begun_C.new_zeros(owners[-1] - owners[0] + 1, len(begun_C))
+            sums_VC[0] = begun_C
+            places = torch.from_numpy(owners - owners[0]).to(self._device)
+            sums_VC.index_add_(0, places, self._judged(tubes, source.head))
+            half_seen = stop < len(rows) and of_video[stop] == owners[-1]
+            begun_C = sums_VC[-1] if half_seen else torch.zeros_like(begun_C)
+            done = np.arange(owners[0], owners[-1] + (not half_seen))
+            counts = torch.from_numpy(views[done]).to(self._device)
+            yield sums_VC[: len(done)] / counts[:, None], first[done]
 
     def _judged(self, tubes: dict[str, Tensor], head: str) -> Tensor:
         there = {name: x.to(self._device) for name, x in tubes.items()}
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             return self._model(there, None, head if self._several else None)
-
-
-def _together(dataset: Dataset, videos: list[np.ndarray], batch: int) -> Iterator[list[np.ndarray]]:
-    """Videos with about `batch` views; one that has more comes alone."""
-    counts = dataset.known["views"].to_numpy()
-    some: list[np.ndarray] = []
-    views = 0
-    for clips in videos:
-        more = int(counts[clips].sum())
-        if some and views + more > batch:
-            yield some
-            some, views = [], 0
-        some.append(clips)
-        views += more
-    if some:
-        yield some
-
-
-def _split(tubes: dict[str, Tensor], batch: int) -> Iterator[dict[str, Tensor]]:
-    count = len(next(iter(tubes.values())))
-    for start in range(0, count, batch):
-        yield {name: x[start : start + batch] for name, x in tubes.items()}

@@ -88,11 +88,11 @@ class Dataset:
         rows = self._where["row"][clips] + turn(clips, epochs, self._where["views"][clips])
         return Batch(self.rows(self._where["shard"][clips], rows, pinned=pinned), clips, epochs)
 
-    def views(self, clips: np.ndarray) -> dict[str, torch.Tensor]:
-        """All views of some clips, one clip after the other."""
+    def views(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All views of some clips, one clip after the other: int64 shards, rows, and whose in `clips`."""
         shards, first, views = (self._where[column][clips] for column in ("shard", "row", "views"))
         rows = [np.arange(row, row + count) for row, count in zip(first, views, strict=True)]
-        return self.rows(np.repeat(shards, views), np.concatenate(rows))
+        return np.repeat(shards, views), np.concatenate(rows), np.repeat(np.arange(len(clips)), views)
 
     def videos(self) -> list[np.ndarray]:
         """The clips of each video, or of each annotated part of one: int64 numbers, in order."""

@@ -66,9 +66,17 @@ def test_a_clip_is_all_views_of_the_same_frames(dataset: Dataset) -> None:
     assert len(dataset) == 10
     assert dataset.known["views"].to_pylist() == VIEWS
     for clip, (first, count) in enumerate(zip(FIRST, VIEWS, strict=True)):
-        tubes = dataset.views(np.array([clip]))
+        shards, rows, _ = dataset.views(np.array([clip]))
+        tubes = dataset.rows(shards, rows)
         assert tubes["fine"].shape == (count, *FINE.shape)
         assert [int(view.unique()) for view in tubes["deep"]] == list(range(first, first + count))
+
+
+def test_views_say_whose_they_are(dataset: Dataset) -> None:
+    shards, rows, of_clip = dataset.views(np.array([4, 0, 9]))
+    assert of_clip.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    shown = [int(pixels.unique()) for pixels in dataset.rows(shards, rows)["deep"]]
+    assert shown == [6, 7, 8, 0, 1, 14, 15]
 
 
 def test_any_clips_in_any_order(dataset: Dataset) -> None:

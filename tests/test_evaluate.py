@@ -77,8 +77,12 @@ def test_numbers_are_those_of_the_model_itself(folder: Path) -> None:
 
 
 def test_two_workers_of_ray_find_the_same(folder: Path) -> None:
-    found = jobs.run(asked(folder, resources={"workers": 2}))
+    """One of them without any video of the second set."""
+    one = {"shards": tiny_shards.write(folder / "one", 3, videos=1), "head": "clips"}
+    data = {**asked(folder)["data"], "one": one}
+    found = jobs.run(asked(folder, data=data, resources={"workers": 2}))
     assert isinstance(found, dict)
+    assert found["one"]["videos"] == 1
     here = evaluate(checked(asked(folder)))["test"]
     assert found["test"]["classes"] == here["classes"]
     assert found["test"]["confusion"] == here["confusion"]
@@ -88,10 +92,12 @@ def test_two_workers_of_ray_find_the_same(folder: Path) -> None:
     assert report == found
 
 
-def test_views_of_a_video_are_averaged(folder: Path, tmp_path: Path) -> None:
-    """Two clips of each video, a shard apart: what counts is the mean of both logits."""
+@pytest.mark.parametrize("batch", [1, 3, 4, 64])
+def test_views_of_a_video_are_averaged(folder: Path, tmp_path: Path, batch: int) -> None:
+    """Two clips of each video, a shard apart: what counts is the mean of both logits, in whatever batches."""
     tiny_shards.write(tmp_path / "pairs", 16, videos=8)
-    spec = checked(asked(folder, data={"pairs": {"shards": str(tmp_path / "pairs"), "head": "clips"}}))
+    data = {"pairs": {"shards": str(tmp_path / "pairs"), "head": "clips"}}
+    spec = checked(asked(folder, data=data, batch=batch))
     found = evaluate(spec)["pairs"]
     model = models.create(
         tiny_shards.NAME, frames=4, size=(8, 12), tubes=tiny_shards.TUBES, checkpoint=folder / "run" / "model"

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -21,21 +21,12 @@ import ray.exceptions
 import jobs
 import models
 import pipeline
+from jobs.room import Node, Room
 from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec, dump
 from pipeline.errors import SpecError
 
 # Ray starts in ten seconds, on a busy machine in a minute.
 START_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a cluster has for the workers of a job; one that may grow can take more than it has now."""
-
-    nodes: int
-    cpus: float
-    gpus: float
-    may_grow: bool = False
 
 
 @contextmanager
@@ -72,14 +63,20 @@ def connected(address: str | None) -> Iterator[Room]:
         signal.signal(signal.SIGTERM, on_terminate)  # which Ray has taken for itself
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
     try:
-        total = ray.cluster_resources()
-        nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-        yield Room(
-            max(1, nodes), max(1.0, total.get("CPU", 1.0) - 1), total.get("GPU", 0.0), address is not None
-        )
+        room = Room.of(list(_nodes()), may_grow=address is not None)
+        alone = mine and address is None
+        yield replace(room, places=None) if alone else room
     finally:
         if mine:
             ray.shutdown()
+
+
+def _nodes() -> Iterator[Node]:
+    """The nodes that workers can run on: a head without cores is none of them."""
+    for node in ray.nodes():
+        has = node["Resources"]
+        if node["Alive"] and (has.get("CPU") or has.get("GPU")):
+            yield Node(has.get("CPU", 0.0), has.get("GPU", 0.0), node["Labels"])
 
 
 def _answers(address: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 import models
-from jobs.cluster import Room
 from jobs.model import Model, in_bfloat16
+from jobs.room import Room
 from jobs.spec import EmbedSpec
 from models.registry import preset
 from pipeline.commits import Receipt, Run
@@ -227,26 +227,31 @@ def pools(
 ) -> list[Pool]:
     """Decoders, one a core, feed a model on every GPU, or one model a node where there is none.
 
-    Without a GPU the model is what takes time: it gets most of the cores to reserve, and threads for all.
+    Without a GPU the model is what takes time: it gets most of the cores to reserve, and threads for all; all
+    of them where decoders have nodes of their own.
     """
     decode, model = spec.resources.decode, spec.resources.embed
     stored = spec.input.shards is not None
-    on_gpu = bool(model.gpus if model.gpus is not None else room.gpus)
-    cores = int(room.cpus / room.nodes)  # of a node
-    decoding = 0.0 if stored else float(max(1, cores // 4)) if cores > 1 else 0.5
+    here = room.where(model.labels)
+    beside = not stored and not room.apart(decode.labels, model.labels)  # decoders share these cores
+    on_gpu = bool(model.gpus if model.gpus is not None else here.gpus)
+    cores = int(here.cpus / here.nodes)  # of a node
+    decoding = 0.0 if not beside else float(max(1, cores // 4)) if cores > 1 else 0.5
     if on_gpu:
         gpus = model.gpus or 1.0
         cpus = model.cpus or 0.0  # its one thread mostly waits, and decoders want every core
-        actors = model.actors or max(1, int(room.gpus / gpus))
+        actors = model.actors or max(1, int(here.gpus / gpus))
         threads = max(1, int(cpus))
     else:
         gpus = 0.0
         cpus = model.cpus or max(0.5, cores - decoding)
-        actors = model.actors or max(1, min(room.nodes, int(room.cpus)))
+        actors = model.actors or max(1, min(here.nodes, int(here.cpus)))
         threads = max(1, int(model.cpus or cores))
-    embedders = Pool(Embed, (run, encoder, threads, cutting.root), actors, cpus, gpus)
+    labels = room.chosen(model.labels)
+    embedders = Pool(Embed, (run, encoder, threads, cutting.root), actors, cpus, gpus, labels)
     if stored:
         return [embedders]
-    decode_cpus = decode.cpus or (1.0 if on_gpu else min(1.0, decoding))
-    decoders = decode.actors or max(1, int((room.cpus - actors * cpus) / decode_cpus))
-    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share), embedders]
+    decode_cpus = decode.cpus or (min(1.0, decoding) if beside and not on_gpu else 1.0)
+    free = room.where(decode.labels).cpus - (actors * cpus if beside else 0)
+    decoders, labels = decode.actors or max(1, int(free / decode_cpus)), room.chosen(decode.labels)
+    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share, labels), embedders]

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from jobs.model import Precision, Weighted, absolute
+from jobs.room import Labels
 from pipeline.order import shares
 from pipeline.plan import Frozen
 
@@ -152,11 +153,13 @@ class TrainWorkers(Frozen):
     """workers: processes; (least, most) lets a cluster decide.
 
     cpus, gpus: of each; gpus left out is one, if there are any.
+    labels: of the cluster's nodes that they run on.
     """
 
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     cpus: PositiveFloat = 1.0
     gpus: NonNegativeFloat | None = None
+    labels: Labels = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

@@ -10,11 +10,12 @@ from functools import partial
 
 from jobs import embed, frozen, shard
 from jobs.again import extend, retry
-from jobs.cluster import Room, connected
+from jobs.cluster import connected
 from jobs.embed import Encoder
 from jobs.frozen import FrozenPlan
 from jobs.publish import clean, failed_inputs, finished, publish, refuse_failures, report
 from jobs.report import Progress, Report
+from jobs.room import Room, written
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline import generations
 from pipeline.attempts import longest_seconds
@@ -173,18 +174,25 @@ def _pools(job: _Job, plan: FrozenPlan) -> list[Pool]:
 
 def _refuse_what_does_not_fit(pools: list[Pool], room: Room, progress: Progress) -> None:
     """Workers that can never start would be waited for without end; a cluster that may grow is told of."""
-    for what, asked, there in (
-        ("cpus", sum(pool.actors * pool.cpus for pool in pools), room.cpus),
-        ("gpus", sum(pool.actors * pool.gpus for pool in pools), room.gpus),
-    ):
-        if asked > there:
-            if room.may_grow:
-                progress.note(
-                    f"waiting for the cluster to grow: workers want {asked:g} {what}, it has {there:g}"
-                )
-                continue
-            problem = f"this machine has {there:g}; ask for fewer actors, or for less for each"
-            raise SpecError(f"resources (actors x {what})", asked, problem)
+    for pool in pools:
+        stage = "embed" if pool.stage is embed.Embed else "decode"
+        if waiting := room.missing(f"resources.{stage}.labels", pool.labels):
+            progress.note(waiting)
+    named = {written(pool.labels): pool.labels for pool in pools if room.has(pool.labels)}
+    for labels in ({}, *named.values()):
+        here, some = room.where(labels), [pool for pool in pools if labels in ({}, pool.labels)]
+        where = f" with {written(labels)}" if labels else ""
+        for what, asked, there in (
+            ("cpus", sum(pool.actors * pool.cpus for pool in some), here.cpus),
+            ("gpus", sum(pool.actors * pool.gpus for pool in some), here.gpus),
+        ):
+            if asked > there and room.may_grow:
+                wanted = f"workers want {asked:g} {what}{where}, it has {there:g}"
+                progress.note(f"waiting for the cluster to grow: {wanted}")
+            elif asked > there:
+                place = f"nodes{where} have" if where else "this machine has"
+                problem = f"{place} {there:g}; ask for fewer actors, or for less for each"
+                raise SpecError(f"resources (actors x {what})", asked, problem)
 
 
 def _work(job: _Job, plan: FrozenPlan) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.cluster import Room
+from jobs.room import Room
 from jobs.spec import ShardSpec
 from pipeline.commits import Run
 from pipeline.pools import Pool
@@ -13,6 +13,8 @@ def pools(spec: ShardSpec, run: Run, cutting: Cutting, session: str, room: Room)
     """One stage: decoders, one a core, that write what they cut."""
     asked = spec.resources.decode
     cpus = asked.cpus or 1.0
+    room = room.where(asked.labels)
     most = room.cpus / cpus if not asked.share else min(room.cpus / cpus, room.gpus / asked.share)
     actors = asked.actors or max(1, int(most))
-    return [Pool(Shard, (run, cutting, session), actors, cpus, asked.share)]
+    labels = room.chosen(asked.labels)
+    return [Pool(Shard, (run, cutting, session), actors, cpus, asked.share, labels)]

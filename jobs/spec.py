@@ -24,6 +24,7 @@ from jobs.mistakes import explain
 from jobs.model import Architecture, Model, absolute
 from jobs.overrides import overridden
 from jobs.recipe import Learning, Testing
+from jobs.room import Labels
 from pipeline.corpus import Media
 from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Hardware, Limits
@@ -63,11 +64,15 @@ class Output(Frozen):
 
 
 class Workers(Frozen):
-    """Workers of a stage; None is what the cluster has room for."""
+    """Workers of a stage; None is what the cluster has room for.
+
+    labels: of the cluster's nodes that they run on; a machine alone has no such choice.
+    """
 
     actors: PositiveInt | None = None
     cpus: PositiveFloat | None = None
     gpus: NonNegativeFloat | None = None
+    labels: Labels = Field(default_factory=dict)
 
 
 class DecodeWorkers(Workers):

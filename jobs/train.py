@@ -8,10 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from jobs.cluster import Room, connected
+from jobs.cluster import connected
 from jobs.curves import page
 from jobs.metrics import Row, read
 from jobs.report import Progress
+from jobs.room import Room
 from jobs.spec import TrainSpec, difference, dump, load
 from jobs.workers import WorkerError, launch
 from pipeline.errors import SpecError

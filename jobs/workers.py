@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.cluster import Room
 from jobs.recipe import TrainWorkers
+from jobs.room import Room
 from pipeline.errors import SpecError
 
 # Ray looks after its workers this often (2 s by default), so that one that is lost is soon replaced.
@@ -32,7 +32,7 @@ def launch(
     """Call `work({"spec": spec})` on every worker until all are done; all again if one is lost.
 
     Raises:
-        SpecError: there is no room for the workers.
+        SpecError: there is no room for the workers, or no node with their labels.
         WorkerError: it failed more often than `max_failures`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_SECONDS)
@@ -40,8 +40,10 @@ def launch(
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors are raised, and told by us
-    gpus = wanted.gpus if wanted.gpus is not None else float(room.gpus > 0)
-    for what, each, there in (("cpus", wanted.cpus, room.cpus), ("gpus", gpus, room.gpus)):
+    room.missing("resources.labels", wanted.labels)
+    here = room.where(wanted.labels)
+    gpus = wanted.gpus if wanted.gpus is not None else float(here.gpus > 0)
+    for what, each, there in (("cpus", wanted.cpus, here.cpus), ("gpus", gpus, here.gpus)):
         if wanted.least * each > there and not room.may_grow:
             problem = f"{wanted.least * each:g} {what} are needed, there are {there:g}; lower it, or {what}"
             raise SpecError("resources.workers", wanted.workers, problem)
@@ -51,7 +53,10 @@ def launch(
         work,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
-            num_workers=wanted.workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=wanted.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+            label_selector=dict(room.chosen(wanted.labels)) or None,
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,13 +33,14 @@ GO_ON = "what is committed stays, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class Pool:
-    """A stage: a class to construct on each actor, and what an actor holds."""
+    """A stage: a class to construct on each actor, what an actor holds, and labels of the nodes for it."""
 
     stage: type
     arguments: tuple[Any, ...]
     actors: int
     cpus: float
     gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def run_pools(
                 batch_format="pyarrow",
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus or None,
+                label_selector=dict(pool.labels) or None,
             )
     try:
         for batch in units.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -209,4 +211,7 @@ def _missing(pools: Sequence[Any]) -> Iterator[str]:
     for pool in pools:
         wanted, running = _workers(pool), pool.get_actor_info().running
         if running < wanted and not pool.has_completed():
-            yield f"{wanted - running} of {wanted} workers of {pool.name}"
+            labels = pool._ray_remote_args.get("label_selector") or {}
+            where = " and ".join(f"{key}={value}" for key, value in labels.items())
+            place = f" (on nodes with {where})" if where else ""
+            yield f"{wanted - running} of {wanted} workers of {pool.name}{place}"

@@ -1,0 +1,188 @@
+"""Placement by labels: pools are sized by the nodes that they may run on, and run on no others."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+from samples import embed_spec
+
+import jobs
+from jobs import embed, shard
+from jobs.cluster import connected
+from jobs.recipe import TrainWorkers
+from jobs.report import Progress
+from jobs.room import Node, Room
+from jobs.runner import run_job
+from jobs.spec import EmbedSpec, ShardSpec, load
+from jobs.workers import launch
+from pipeline.commits import Receipt, Run
+from pipeline.errors import SpecError
+from pipeline.limits import Limits
+from pipeline.pools import Pool, StalledError
+from pipeline.sampling import Sampling
+from pipeline.stages import Cutting
+
+DECODE, EMBED = {"role": "decode"}, {"role": "embed"}
+PLACED = {"decode": {"labels": DECODE}, "embed": {"labels": EMBED}}
+
+
+def cluster_of(decode: int, cores: int, embed: int, gpus: int, may_grow: bool = False) -> Room:
+    """Decode nodes of so many cores; embed nodes of eight, and so many GPUs."""
+    nodes = [Node(cores, 0, {**DECODE, "ray.io/node-id": str(n)}) for n in range(decode)]
+    return Room.of([*nodes, *[Node(8, gpus, EMBED)] * embed], may_grow)
+
+
+def embed_pools(room: Room, **resources: Any) -> list[Pool]:
+    spec = load(embed_spec(Path("/videos"), Path("/x"), resources=resources))
+    assert isinstance(spec, EmbedSpec)
+    sampling = Sampling()
+    cutting = Cutting(
+        "/", sampling, {"video": spec.model.plans(sampling)["video"]}, (), 3, 16, Limits(), None
+    )
+    return embed.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, "s", room)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_pools_are_sized_by_the_nodes_they_may_run_on(gpus: int) -> None:
+    decoders, embedders = embed_pools(cluster_of(2, 32, 3, gpus), **PLACED)
+    assert (decoders.labels, embedders.labels) == (DECODE, EMBED)
+    assert decoders.actors * decoders.cpus == 64  # none of the 24 cores elsewhere
+    assert embedders.actors == (3 * gpus or 3)
+    assert embedders.cpus == (0 if gpus else 8)  # decoders do not share them
+
+
+def test_pools_share_the_cores_of_nodes_that_both_may_run_on() -> None:
+    for resources in ({}, {"decode": {"labels": EMBED}, "embed": {"labels": EMBED}}):
+        decoders, embedders = embed_pools(cluster_of(0, 0, 2, 0), **resources)
+        assert decoders.actors * decoders.cpus + embedders.actors * embedders.cpus <= 15
+
+
+def test_a_shard_job_decodes_on_its_nodes_alone() -> None:
+    models = {
+        "kind": "shard",
+        "models": [{"name": "tubevit-tiny"}],
+        "resources": {"decode": {"labels": DECODE}},
+    }
+    spec = load({"version": 1, "input": {"path": "/v"}, "output": {"path": "/x"}, **models})
+    assert isinstance(spec, ShardSpec)
+    cutting = Cutting("/", Sampling(), {}, (), 3, 16, Limits(), None)
+    (pool,) = shard.pools(spec, Run("/x", "f"), cutting, "s", cluster_of(2, 4, 1, 0))
+    assert (pool.actors, pool.labels) == (8, DECODE)
+
+
+def test_on_a_machine_alone_labels_choose_nothing() -> None:
+    decoders, embedders = embed_pools(Room(1, 7, 0), **PLACED)
+    assert not decoders.labels
+    assert not embedders.labels
+    assert (decoders.actors, embedders.actors) == tuple(pool.actors for pool in embed_pools(Room(1, 7, 0)))
+
+
+def test_what_no_node_has_is_refused_or_waited_for() -> None:
+    nowhere = {"role": "decod"}
+    with pytest.raises(SpecError) as error:
+        cluster_of(1, 4, 1, 0).missing("resources.decode.labels", nowhere)
+    assert str(error.value) == (
+        "resources.decode.labels = {'role': 'decod'}: no node of this cluster has these labels "
+        "(there are: role=decode, role=embed); name others, or none"
+    )
+    waiting = cluster_of(1, 4, 1, 0, may_grow=True).missing("resources.decode.labels", nowhere)
+    assert waiting is not None
+    assert waiting.startswith("waiting for a node with role=decod (resources.decode.labels)")
+    assert cluster_of(1, 4, 1, 0).missing("resources.decode.labels", DECODE) is None
+    assert Room(1, 7, 0).missing("resources.decode.labels", nowhere) is None
+
+
+@pytest.mark.parametrize("labels", ["{role: 'in(a,b)'}", "{role: '!a'}", "{'a b': c}", "{role: 3}"])
+def test_labels_are_plain_words(labels: str) -> None:
+    """Ray would take some of these for a choice or a refusal, which are not compared here."""
+    with pytest.raises(SpecError, match="resources.decode.labels") as error:
+        load(embed_spec(Path("/videos"), Path("/x")), (f"resources.decode.labels={labels}",))
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_that_the_caller_holds_is_what_it_is(local_ray: None, clips: Path, tmp_path: Path) -> None:
+    spec = embed_spec(clips, tmp_path / "out", resources={"embed": {"labels": EMBED}})
+    with pytest.raises(
+        SpecError, match=r"resources.embed.labels = {'role': 'embed'}: no node of this cluster"
+    ):
+        jobs.run(spec)
+    spec = embed_spec(clips, tmp_path / "out", resources={"decode": {"actors": 10_000}})
+    with pytest.raises(SpecError, match=r"resources \(actors x cpus\) = .*this machine has"):
+        jobs.run(spec)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes for decoders, one for models, all of two cores: nothing but their labels tells them apart."""
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 150 << 20}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
+    for labels in (DECODE, DECODE, EMBED):
+        made.add_node(num_cpus=2, labels=labels, **store)
+    yield made.address
+    made.shutdown()
+
+
+class Witness(Progress):
+    """Notes on which nodes the workers of a job are."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.seen: set[tuple[str, str]] = set()
+        self.notes_seen: list[str] = []
+
+    def advance(self, receipt: Receipt) -> None:
+        super().advance(receipt)
+        roles = {node["NodeID"]: node["Labels"].get("role", "head") for node in ray.nodes()}
+        for actor in ray._private.state.actors().values():
+            for stage in ("Decode", "Embed"):
+                if f"({stage})" in actor["ActorClassName"] and actor["State"] == "ALIVE":
+                    self.seen.add((stage, roles[actor["Address"]["NodeID"]]))
+
+
+@pytest.mark.slow
+def test_workers_run_where_their_labels_say(cluster: str, corpus: Path, tmp_path: Path) -> None:
+    resources = {"decode": {"labels": DECODE}, "embed": {"labels": EMBED, "cpus": 1.0}}
+    spec = embed_spec(corpus, tmp_path / "out", resources=resources, ray={"address": cluster})
+    spec["output"]["unit_bytes"] = 200_000
+    witness = Witness()
+    report = run_job(load(spec), witness)
+    assert report.clips > 20
+    assert witness.seen == {("Decode", "decode"), ("Embed", "embed")}
+
+
+@pytest.mark.slow
+def test_labels_that_nobody_brings_end_the_job_with_a_line_that_names_them(
+    cluster: str, clips: Path, tmp_path: Path
+) -> None:
+    resources = {"decode": {"labels": DECODE, "actors": 1}, "embed": {"labels": {"role": "gpu"}, "actors": 1}}
+    where = {"address": cluster, "wait_seconds": 8.0}
+    witness = Witness()
+    with pytest.raises(
+        StalledError, match=r"1 of 1 workers of .*Embed\) \(on nodes with role=gpu\) are missing"
+    ):
+        run_job(load(embed_spec(clips, tmp_path / "out", resources=resources, ray=where)), witness)
+    assert any("waiting for a node with role=gpu" in note for note in witness.notes)
+
+
+@pytest.mark.slow
+def test_workers_that_train_together_run_where_their_labels_say(cluster: str, tmp_path: Path) -> None:
+    def work(config: dict[str, str]) -> None:
+        here = ray.get_runtime_context().get_node_labels()
+        Path(config["spec"], here["role"]).touch()
+
+    (tmp_path / "roles").mkdir()
+    with connected(cluster) as room:
+        for labels in (EMBED, DECODE):
+            wanted = TrainWorkers(workers=2, labels=labels)
+            launch(work, str(tmp_path / "roles"), tmp_path / "run", wanted, 0, room)
+            role = labels["role"]
+            assert [path.name for path in (tmp_path / "roles").iterdir()] == [role]
+            (tmp_path / "roles" / role).unlink()

@@ -12,17 +12,16 @@ import tempfile
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.options import Output, Overrides, SpecPath, load_spec
+from jobs.render import render
 from pipeline.errors import SpecError, SpecListError, StorageError
-
-if TYPE_CHECKING:
-    from jobs.spec import JobSpec
 
 app = typer.Typer(
     help="Streaming video analytics on sparse tubes: shard, embed and verify video corpora, on Ray.",
@@ -32,19 +31,6 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
-
-SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A job spec; jobs/specs has examples.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a field of the spec; repeatable.")
-]
-Output = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Same as --set output.path=DIR.")]
-
-
-def _load(spec: Path, overrides: list[str] | None, output: str | None) -> JobSpec:
-    from jobs.spec import load
-
-    changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])
-    return load(spec, tuple(changes))
 
 
 @app.command()
@@ -69,7 +55,7 @@ def run(
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, progress.interrupt) for number in signals]
     try:
-        checked, again = _load(spec, set_, output), Again(extend, retry_failed, watch)
+        checked, again = load_spec(spec, set_, output), Again(extend, retry_failed, watch)
         if isinstance(checked, ShardSpec | EmbedSpec):
             found = [run_job(checked, progress, again).table()]
         elif again.wanted:
@@ -124,7 +110,7 @@ def plan(
     """Check a spec and its input and say what a run would do. Computes nothing, writes nothing."""
     from jobs.estimate import estimate
 
-    found = estimate(_load(spec, set_, output))
+    found = estimate(load_spec(spec, set_, output))
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -255,9 +241,12 @@ def submit(
     """Send a job to a cluster (Ray Jobs), with this code. Paths in it must mean the same on its nodes."""
     from jobs.cluster import submit as send
 
-    checked = _load(spec, set_, output)
+    checked = load_spec(spec, set_, output)
     name = send(checked, address, submission_id)
     out.print(f"submitted {name}; follow it with: ray job logs -f --address {address} {name}", soft_wrap=True)
+
+
+app.command()(render)
 
 
 @app.command()

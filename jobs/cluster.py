@@ -113,6 +113,32 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def full_paths(spec: JobSpec) -> list[tuple[str, str]]:
+    """The field and the value of every path in a spec.
+
+    Raises:
+        SpecError: one is relative, which means nothing elsewhere.
+    """
+    paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
+    if isinstance(spec, TrainSpec | EvaluateSpec):
+        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
+    if isinstance(spec, TrainSpec):
+        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
+    if isinstance(spec, ShardSpec | EmbedSpec):
+        several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
+        paths += [("input", path) for path in (*several, spec.input.shards)]
+        paths.append(("input.root", spec.input.root))
+    if not isinstance(spec, ShardSpec):
+        paths.append(("model.checkpoint", spec.model.checkpoint))
+    found = [(field, path) for field, path in paths if path is not None]
+    for field, path in found:
+        if "://" not in path and not Path(path).is_absolute():
+            raise SpecError(
+                field, path, "a relative path means nothing on a cluster; give a URI or a full path"
+            )
+    return found
+
+
 def submit(spec: JobSpec, address: str, submission_id: str | None = None) -> str:
     """Send this code and a spec to a cluster's job server; returns the submission id.
 
@@ -123,19 +149,7 @@ def submit(spec: JobSpec, address: str, submission_id: str | None = None) -> str
     """
     from ray.job_submission import JobSubmissionClient
 
-    paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
-    if isinstance(spec, TrainSpec | EvaluateSpec):
-        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
-    if isinstance(spec, TrainSpec):
-        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
-    if isinstance(spec, ShardSpec | EmbedSpec):
-        several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
-        paths += [("input", path) for path in (*several, spec.input.shards)]
-    for field, path in paths:
-        if path is not None and "://" not in path and not Path(path).is_absolute():
-            raise SpecError(
-                field, path, "a relative path means nothing on a cluster; give a URI or a full path"
-            )
+    full_paths(spec)
     with tempfile.TemporaryDirectory() as folder:
         for package in (pipeline, models, jobs):
             source = Path(str(package.__file__)).parent

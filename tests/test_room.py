@@ -136,7 +136,6 @@ class Witness(Progress):
     def __init__(self) -> None:
         super().__init__(Console(file=io.StringIO()))
         self.seen: set[tuple[str, str]] = set()
-        self.notes_seen: list[str] = []
 
     def advance(self, receipt: Receipt) -> None:
         super().advance(receipt)

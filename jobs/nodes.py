@@ -1,0 +1,146 @@
+"""What a spec wants of a cluster that is made for it: kinds of nodes, how many of each, and their labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jobs.cluster import full_paths
+from jobs.recipe import TrainWorkers
+from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, TrainSpec, Workers
+from pipeline.errors import SpecError
+from pipeline.plan import Frozen
+
+Part = TypeVar("Part", bound=Frozen)
+
+# What a node is given besides what its workers ask for.
+GIB_PER_CPU, GIB_PER_GPU, CPUS_PER_GPU = 2, 16, 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The most that a node has."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Like nodes for like workers: how many, and what each has."""
+
+    name: str
+    nodes: int
+    cpus: int
+    gpus: int
+    labels: Mapping[str, str]
+
+    @property
+    def memory_gib(self) -> int:
+        return self.cpus * GIB_PER_CPU + self.gpus * GIB_PER_GPU
+
+
+def portable(spec: JobSpec) -> list[tuple[str, str]]:
+    """The field and the value of every path of a spec that is to run on a cluster of its own.
+
+    Raises:
+        SpecError: a path is relative, or the spec names another cluster.
+    """
+    if spec.ray.address is not None:
+        problem = "a rendered job runs on a cluster of its own; leave it out (--set ray.address=null)"
+        raise SpecError("ray.address", spec.ray.address, problem)
+    return full_paths(spec)
+
+
+def groups(spec: JobSpec, shape: Shape) -> list[Group]:
+    """The nodes for a spec of `placed`: a group for each kind of worker, none larger than `shape`.
+
+    Raises:
+        SpecError: it does not say how many workers, or one of them is larger than a node.
+    """
+    if isinstance(spec, TrainSpec | EvaluateSpec):
+        asked = spec.resources
+        return [_group(spec.kind, "resources", asked.most, asked.cpus, asked.gpus or 0, asked.labels, shape)]
+    decode, embed = spec.resources.decode, spec.resources.embed
+    found = []
+    if spec.input.shards is None:
+        cpus, field = decode.cpus or 1.0, "resources.decode"
+        found.append(_group("decode", field, decode.actors, cpus, decode.share, decode.labels, shape))
+    if isinstance(spec, EmbedSpec):
+        cpus, field = embed.cpus or 0.0, "resources.embed"
+        found.append(_group("embed", field, embed.actors, cpus, embed.gpus or 0, embed.labels, shape))
+    return found
+
+
+def _group(
+    name: str,
+    field: str,
+    workers: int | None,
+    cpus: float,
+    gpus: float,
+    labels: Mapping[str, str],
+    shape: Shape,
+) -> Group:
+    if workers is None:
+        problem = "nodes are made for workers here: say how many, for example 8"
+        raise SpecError(f"{field}.actors", None, problem)
+    for what, each, most in (("cpus", cpus, shape.cpus), ("gpus", gpus, shape.gpus)):
+        if each > most:
+            problem = f"a worker does not fit a node of {most} {what}; ask for larger ones by --node-{what}"
+            raise SpecError(f"{field}.{what}", each, problem)
+    room = [int(most / each) for each, most in ((cpus, shape.cpus), (gpus, shape.gpus)) if each]
+    together = min([workers, *room])
+    devices = math.ceil(together * gpus)
+    cores = max(1, math.ceil(together * cpus), CPUS_PER_GPU * devices)
+    return Group(name, math.ceil(workers / together), cores, devices, labels)
+
+
+def placed(spec: JobSpec, shape: Shape) -> JobSpec:
+    """The spec with what it leaves to the cluster filled in: a role for each kind of worker, cores, and GPUs.
+
+    A model or a training process gets a GPU, or, if it says gpus: 0, the cores of a node.
+    """
+    if isinstance(spec, TrainSpec | EvaluateSpec):
+        changed = _filled(spec.resources, spec.kind, gpus=1.0)
+    else:
+        alone = float(shape.cpus) if spec.resources.embed.gpus == 0 else None
+        changed = {
+            "decode": _changed(spec.resources.decode, _filled(spec.resources.decode, "decode", cpus=1.0)),
+            "embed": _changed(spec.resources.embed, _filled(spec.resources.embed, "embed", alone, gpus=1.0)),
+        }
+    return _changed(spec, {"resources": _changed(spec.resources, changed)})
+
+
+def _filled(
+    asked: Workers | TrainWorkers, role: str, cpus: float | None = None, gpus: float | None = None
+) -> dict[str, Any]:
+    return {
+        "labels": asked.labels or {"role": role},
+        "cpus": cpus if asked.cpus is None else asked.cpus,
+        "gpus": gpus if asked.gpus is None else asked.gpus,
+    }
+
+
+def _changed(part: Part, update: dict[str, Any]) -> Part:
+    return part.model_copy(update=update)
+
+
+def alike(spec: JobSpec, nodes: int, shape: Shape) -> Group:
+    """So many nodes of one shape, which all workers of a spec share.
+
+    Raises:
+        SpecError: two kinds of workers want nodes with labels that no node can have together.
+    """
+    resources = spec.resources
+    kinds = [resources] if isinstance(resources, TrainWorkers) else [resources.decode, resources.embed]
+    labels: dict[str, str] = {}
+    for asked in kinds:
+        for key, value in asked.labels.items():
+            if labels.setdefault(key, value) != value:
+                problem = (
+                    f"no node is both {key}={labels[key]} and {key}={value}, as the spec's labels ask for"
+                )
+                raise SpecError("--nodes", nodes, f"{problem}; leave it out, for nodes of two kinds")
+    return Group("worker", nodes, shape.cpus, shape.gpus, labels)

@@ -34,7 +34,7 @@ head=${{nodes%%$'\\n'*}}
 addresses=$(hostname --ip-address)
 ip=${{addresses%% *}}
 port=$((20000 + SLURM_JOB_ID % 10000))
-folder=/tmp/tubelet-$SLURM_JOB_ID
+folder=/tmp/tubelet-job-$SLURM_JOB_ID
 export RAY_ADDRESS=$ip:$port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 alike=(--block --disable-usage-stats --temp-dir="$folder/ray"
@@ -62,15 +62,15 @@ until (exec 3<> "/dev/tcp/$ip/$port") 2> /dev/null; do
     sleep 1
 done
 {others}
-python - {count} {wait} <<'END OF PYTHON'
-import sys, time, ray
+python - {count} {wait} "${{steps[@]}}" <<'END OF PYTHON'
+import os, sys, time, ray
 
-wanted, seconds = map(int, sys.argv[1:])
+wanted, seconds, *steps = map(int, sys.argv[1:])
 ray.init(log_to_driver=False)
 deadline = time.monotonic() + seconds
 while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
-    if time.monotonic() > deadline:
-        sys.exit(f"only {{there}} of {{wanted}} nodes have joined within {{seconds}} s")
+    if time.monotonic() > deadline or not all(os.path.exists(f"/proc/{{step}}") for step in steps):
+        sys.exit(f"only {{there}} of {{wanted}} nodes have joined")
     time.sleep(1)
 END OF PYTHON
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -15,8 +14,6 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
-import yaml
 
 from jobs import embed
 from jobs.cluster import Room, connected, submit
@@ -54,19 +51,6 @@ def test_an_address_where_nothing_answers_is_told_at_once() -> None:
     ):
         pass
     assert time.monotonic() - begun < 30
-
-
-def test_cluster_yaml_is_what_ray_up_takes() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate(config, schema)
-    validate_config(prepare_config(config))
-    types = config["available_node_types"]
-    assert types[config["head_node_type"]]["resources"]["CPU"] == 0
-    assert all(kind.get("min_workers", 0) <= kind.get("max_workers", 0) for kind in types.values())
 
 
 def free_port() -> int:

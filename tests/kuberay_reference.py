@@ -1,4 +1,4 @@
-"""The fields of a RayJob and their types, as KubeRay 1.7 publishes them, and those of a pod that are used here.
+"""The fields of a RayJob and their types, as KubeRay 1.7 publishes them, and those of a pod that are used.
 
 https://ray-project.github.io/kuberay/reference/api/ ; a set holds the values that a field may have.
 """

@@ -74,18 +74,19 @@ def test_nodes_are_of_the_kinds_that_jobs_ask_for() -> None:
     }
 
 
-def header_spec() -> EmbedSpec:
-    """The job whose resources the head of cluster.yaml tells of."""
-    lines = [line.removeprefix("#") for line in AWS.read_text().splitlines()]
-    first = lines.index("   resources:")
+def told(file: Path) -> EmbedSpec:
+    """The job whose resources a text tells of."""
+    lines = [line.removeprefix("#   ") for line in file.read_text().splitlines()]
+    first = lines.index("resources:")
     resources = yaml.safe_load("\n".join(lines[first : first + 3]))["resources"]
     spec = load(embed_spec(Path("/videos"), Path("/x"), resources=resources))
     assert isinstance(spec, EmbedSpec)
     return spec
 
 
-def test_the_autoscaler_starts_what_the_comments_say() -> None:
-    config, resources = read(AWS), header_spec().resources
+@pytest.mark.parametrize("file", [AWS, ROOT / "README.md"], ids=lambda file: file.name)
+def test_the_autoscaler_starts_what_is_told_of_it(file: Path) -> None:
+    config, resources = read(AWS), told(file).resources
     decode, embed = resources.decode, resources.embed
     assert decode.actors is not None
     assert embed.actors is not None

@@ -168,7 +168,7 @@ def _save(folder: Path, name: str, split: Split, scene: Scene) -> dict[str, str 
         Image.fromarray(pictures_THW3[0]).save(folder / uri)
     else:
         uri, label, caption = f"{name}.mp4", scene.motion, _caption(scene.digit, scene.motion)
-        _encode(folder / uri, pictures_THW3)
+        encode(folder / uri, pictures_THW3)
     return {
         "uri": uri, "labels": label, "split": split, "caption": caption,
         "digit": scene.digit, "sample": scene.sample,
@@ -180,7 +180,7 @@ def _caption(digit: int, motion: str) -> str:
     return f"a handwritten {digit} that {does.get(MOTIONS[motion][0], f'{motion}s')}"
 
 
-def _encode(path: Path, pictures_THW3: np.ndarray) -> None:
+def encode(path: Path, pictures_THW3: np.ndarray) -> None:
     """H.264 in RGB without loss, so that what is read is what was painted."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=Fraction(RATE), options={"qp": "0"})

@@ -21,12 +21,12 @@ class Clips(Frozen):
     """Clips or images to be tested on.
 
     shards: the output folder of a `kind: shard` job, or the folder of one of its sets (OUT/shards/image).
-    split: only the clips of this split; None: all of them.
+    split: only the clips of this split, or of these; None: all of them.
     head: the name of its label space; datasets with one head share their classes. None: its own name.
     """
 
     shards: str
-    split: str | None = None
+    split: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     head: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = None
 
 

@@ -85,6 +85,9 @@ MODELS = {
         "vivit", "ViViT-L model 2: factorised encoder", *LARGE, tubes=PAIRS, variant="factorised_encoder"
     ),
     "clip": Preset("clip", "frozen CLIP image tower on key frames, mean of frames", arch="ViT-B-16"),
+    "gated-nano": Preset(
+        "gated", "frozen CLIP + TubeViT of 4 layers, for a CPU", *NANO, "ViT-B-16", tubes=FOUR
+    ),
     "gated-tiny": Preset("gated", "frozen CLIP + TubeViT-Ti, gated", *TINY, "ViT-B-16", tubes=FOUR),
     "gated-small": Preset("gated", "frozen CLIP + TubeViT-S, gated", *SMALL, "ViT-B-16", tubes=FOUR),
     "gated-b16": Preset("gated", "frozen CLIP B/16 + TubeViT-B, gated", *BASE, "ViT-B-16", tubes=FOUR),

@@ -58,19 +58,22 @@ class Dataset:
     known: a row for each clip: KNOWN, and `shard`, `row`, `views`: where its views lie, one after the other.
     """
 
-    def __init__(self, name: str, files: Sequence[ShardFile], wanted: Plan, split: str | None = None):
-        """SpecError if a shard lacks pixels that the plan wants, or no clip is of this split."""
+    def __init__(
+        self, name: str, files: Sequence[ShardFile], wanted: Plan, split: str | tuple[str, ...] | None = None
+    ):
+        """SpecError if a shard lacks pixels that the plan wants, or no clip is of this, or one, split."""
         self.name, self.files, self.plan = name, list(files), wanted
         self._open = lru_cache(OPEN_SHARDS)(self._reader)
         self._arrays = lru_cache(OPEN_BATCHES)(self._pixels)
         tables = [_clips(ShardReader(file.location), number, wanted) for number, file in enumerate(files)]
         self.known = pa.concat_tables(tables).combine_chunks()
         if split is not None:
-            splits = self.known["split"]
-            self.known = self.known.filter(pc.equal(splits, split)).combine_chunks()
-            if not self.known.num_rows:
-                there = ", ".join(map(repr, pc.unique(splits).to_pylist()))
-                raise SpecError(f"{name}.split", split, f"no clip has it; there are {there}")
+            splits, asked = self.known["split"], (split,) if isinstance(split, str) else split
+            there = pc.unique(splits).to_pylist()
+            if missing := [one for one in asked if one not in there]:
+                names = ", ".join(map(repr, there))
+                raise SpecError(f"{name}.split", missing[0], f"no clip has it; there are {names}")
+            self.known = self.known.filter(pc.is_in(splits, pa.array(asked, pa.string()))).combine_chunks()
         if not self.known.num_rows:
             raise SpecError(name, files[0].location.path, "holds no clips")
         self._where = {column: self.known[column].to_numpy() for column in ("shard", "row", "views")}

@@ -115,6 +115,14 @@ def test_a_split_and_a_smaller_plan(tmp_path: Path) -> None:
         Dataset("some", files, PLAN, split="test")
 
 
+def test_several_splits_are_their_clips_together(tmp_path: Path) -> None:
+    files = write(tmp_path, SHARDS)
+    assert len(Dataset("some", files, PLAN, split=("out", "in"))) == 10
+    assert len(Dataset("some", files, PLAN, split=("out",))) == 3
+    with pytest.raises(SpecError, match="some.split = 'test': no clip has it; there are 'in', 'out'"):
+        Dataset("some", files, PLAN, split=("in", "test"))
+
+
 def test_shards_that_lack_a_tube_are_refused(tmp_path: Path) -> None:
     more = Plan(tubes=(FINE.model_copy(update={"kernel": (1, 2, 2)}),))
     with pytest.raises(SpecError, match="cut shards for this model"):

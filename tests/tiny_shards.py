@@ -46,6 +46,7 @@ def write(
             "clip_id": [f"{folder.name}{k % videos}.mp4#{k // videos}-9/0" for k in numbers],
             "labels": [labels[k] if labels else [COLOURS[k % videos % 3]] for k in numbers],
             "split": ["out" if k % 4 == 3 else "in" for k in numbers],
+            "group": [f"person {k % videos % 4}" for k in numbers],
         }
         pixels = {tube.name: np.empty((len(numbers), *tube.shape), np.uint8) for tube in found.tubes}
         for row, k in enumerate(numbers):

@@ -30,6 +30,7 @@ from rich.console import Console
 from benchmarks import corpora, digits_tower, few_shot, paired
 from benchmarks.corpora import Case
 from jobs.loop import train
+from jobs.metrics import Row
 from jobs.spec import EvaluateSpec, TrainSpec, load
 from jobs.testing import evaluate
 
@@ -111,14 +112,16 @@ class Trial:
 
     def run(self) -> Values:
         """Train and test: the row."""
-        begun, found, logged = time.process_time(), {}, {}
+        begun = time.process_time()
+        found: Values = {}
+        logged: list[Row] = []
         learned_from: set[str] = set()
         tested_on: set[str] = set()
         for stage in self.stages():
             place = Path(stage.output.path)
             if not (place / "model" / "model.safetensors").exists():
                 place.mkdir(parents=True, exist_ok=True)
-                train(stage, place, logged.update)
+                train(stage, place, logged.append)
             test = self.test(stage)
             learned_from |= corpora.learned_groups(stage)
             tested_on |= corpora.tested_groups(test)
@@ -128,7 +131,7 @@ class Trial:
         actions, pictures = found["actions"], found.get("pictures")
         return {
             **self.key,
-            "learned": logged["accuracy/actions"],
+            "learned": logged[-1]["accuracy/actions"],
             "pictures": pictures["top1"] if pictures else None,
             "videos": actions["videos"],
             "right": sum(row[k] for k, row in enumerate(actions["confusion"])),

@@ -39,7 +39,6 @@ RANDOM_CROPS = {"count": 4, "area": [0.5, 1.0]}
 PICTURES = {"few-shot": "few-shot", "weizmann": "cifar10", "ut": "cifar10"}
 DATASETS = {"weizmann": "weizmann4", "ut": "ut_interaction"}  # in labels.csv
 CIFAR = {"train": 4000, "test": 1000}
-SHOTS = (5, 10)
 
 Rows = list[dict[str, str]]
 
@@ -59,15 +58,15 @@ class Case:
     test: str
 
 
-def cases(corpus: str, seeds: int, groups: Iterable[str]) -> list[Case]:
-    """All cases of a corpus: so many draws of few shots, or each group left out, so many times."""
+def cases(corpus: str, seeds: int, shots: Iterable[int], groups: Iterable[str]) -> list[Case]:
+    """All cases of a corpus: so many draws of so few shots, or each group left out, so many times."""
     if corpus == "few-shot":
         return [
             Case(
-                corpus, f"{shots} a class", f"draw {seed}", seed,
-                tuple(few_shot.split_of(seed, shot) for shot in range(shots)), few_shot.TEST,
+                corpus, f"{count} a class", f"draw {seed}", seed,
+                tuple(few_shot.split_of(seed, shot) for shot in range(count)), few_shot.TEST,
             )
-            for shots in SHOTS for seed in range(seeds)
+            for count in shots for seed in range(seeds)
         ]  # fmt: skip
     names = sorted(groups)
     return [

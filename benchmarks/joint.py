@@ -198,13 +198,13 @@ def cut(folder: Path, data: Path, corpus: str) -> list[str]:
     return splits
 
 
-def trials(folder: Path, data: Path, corpus: str, seeds: int, budget: Budget) -> list[Trial]:
+def trials(cases: list[Case], names: list[str], budget: Budget, folder: Path) -> list[Trial]:
     """Seed by seed, so that what is stopped early has whole ones; in each, all arms of a case in turn."""
-    cases = corpora.cases(corpus, seeds, cut(folder, data, corpus))
     found = [
         Trial(case, model, arm, budget, folder)
-        for model, arms in TRIALS[corpus].items()
         for case in cases
+        for model, arms in TRIALS[case.corpus].items()
+        if model in names
         for arm in arms
     ]
     return sorted(found, key=lambda trial: trial.case.seed)
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/joint"))
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--model", nargs="+", choices=TRIALS["few-shot"], default=list(TRIALS["few-shot"]))
+    parser.add_argument("--shots", type=int, nargs="+", default=[10, 5], help="training videos of a class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
@@ -229,9 +230,9 @@ def main() -> None:
     path = folder / "rows.jsonl"
     mine = []
     for corpus in arguments.only:
-        for trial in trials(folder, arguments.data.absolute(), corpus, arguments.seeds, budget):
-            if trial.model not in arguments.model:
-                continue
+        splits = cut(folder, arguments.data.absolute(), corpus)
+        cases = corpora.cases(corpus, arguments.seeds, arguments.shots, splits)
+        for trial in trials(cases, arguments.model, budget, folder):
             rows = [row for row in read(path) if trial.key.items() <= row.items()]
             if not rows:
                 rows = [trial.run()]

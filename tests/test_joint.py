@@ -65,7 +65,7 @@ def test_the_table_says_what_the_files_show(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("corpus", ["weizmann", "ut"])
 def test_every_group_is_left_out_once_and_never_learned_from(corpus: str) -> None:
-    found = corpora.cases(corpus, 2, GROUPS[corpus])
+    found = corpora.cases(corpus, 2, (), GROUPS[corpus])
     assert Counter((case.test, case.seed) for case in found) == (
         dict.fromkeys([(group, seed) for group in GROUPS[corpus] for seed in range(2)], 1)
     )
@@ -89,7 +89,7 @@ def test_real_tables(corpus: str, clips: int, classes: int) -> None:
 @pytest.mark.parametrize("model", ["tubevit", "gated", "dualpath"])
 def test_all_arms_have_one_budget(model: str, tmp_path: Path) -> None:
     budget = joint.Budget(steps=60, batch=8)
-    case = corpora.cases("few-shot", 1, ())[0]
+    case = corpora.cases("few-shot", 1, (5,), ())[0]
     stages = {arm: joint.Trial(case, model, arm, budget, tmp_path).stages() for arm in joint.ARMS}
     spent = {
         arm: sum(stage.recipe.steps * stage.recipe.batch for stage in some) for arm, some in stages.items()
@@ -116,13 +116,13 @@ def test_all_arms_have_one_budget(model: str, tmp_path: Path) -> None:
             assert stage.recipe.seed == stage.model.seed == case.seed
             if "actions" in stage.data:
                 assert stage.data["actions"] == stages["joint"][0].data["actions"]
-    other = joint.Trial(corpora.cases("few-shot", 2, ())[1], model, "image -> video", budget, tmp_path)
+    other = joint.Trial(corpora.cases("few-shot", 2, (5,), ())[1], model, "image -> video", budget, tmp_path)
     assert other.stages()[0].output != first.output  # pictures are learned again for another seed
 
 
 def test_a_group_on_both_sides_gives_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = joint.Trial(
-        corpora.cases("ut", 1, GROUPS["ut"])[0], "tubevit", "image -> video", joint.Budget(20), tmp_path
+        corpora.cases("ut", 1, (), GROUPS["ut"])[0], "tubevit", "image -> video", joint.Budget(20), tmp_path
     )
     done: list[TrainSpec] = []
     monkeypatch.setattr(joint, "train", lambda stage, place, log: done.append(stage))

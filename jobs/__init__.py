@@ -27,7 +27,7 @@ def run(
 
     Returns:
         what was done; of a training job, all that was measured, step by step; of an evaluation, what was
-        found of each dataset.
+        found of each dataset, and of a probe, what its report.json holds.
 
     Raises:
         pipeline.errors.SpecError: what is wrong with it, a line each; nothing was computed.
@@ -35,6 +35,8 @@ def run(
     from rich.console import Console
 
     from jobs.evaluate import run_evaluate
+    from jobs.probe import run_probe
+    from jobs.questions import ProbeSpec
     from jobs.report import Progress
     from jobs.runner import Again, run_job
     from jobs.spec import EvaluateSpec, TrainSpec, load
@@ -46,4 +48,6 @@ def run(
         return run_train(checked, progress)
     if isinstance(checked, EvaluateSpec):
         return run_evaluate(checked, progress)
+    if isinstance(checked, ProbeSpec):
+        return run_probe(checked, progress)
     return run_job(checked, progress, Again(extend, retry_failed))

@@ -45,7 +45,8 @@ def run(
     ] = None,
 ) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
-    from jobs.evaluate import run_evaluate, tables
+    from jobs import evaluate, probe
+    from jobs.questions import ProbeSpec
     from jobs.report import Progress, measured
     from jobs.runner import Again, run_job
     from jobs.spec import EmbedSpec, ShardSpec, TrainSpec
@@ -63,8 +64,10 @@ def run(
             raise SpecError(options, True, f"a job of kind {checked.kind} takes none of these")
         elif isinstance(checked, TrainSpec):
             found = [measured(checked.output.path, run_train(checked, progress))]
+        elif isinstance(checked, ProbeSpec):
+            found = probe.tables(probe.run_probe(checked, progress))
         else:
-            found = tables(run_evaluate(checked, progress))
+            found = evaluate.tables(evaluate.run_evaluate(checked, progress))
     except (KeyboardInterrupt, SystemExit) as stopped:
         # While Ray starts it has a handler of its own, which exits with the signal's number.
         number = stopped.code if isinstance(stopped, SystemExit) else progress.interrupted or signal.SIGINT

@@ -21,6 +21,7 @@ import ray.exceptions
 import jobs
 import models
 import pipeline
+from jobs.questions import ProbeSpec
 from jobs.room import Node, Room
 from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec, dump
 from pipeline.errors import SpecError
@@ -128,7 +129,9 @@ def full_paths(spec: JobSpec) -> list[tuple[str, str]]:
         several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
         paths += [("input", path) for path in (*several, spec.input.shards)]
         paths.append(("input.root", spec.input.root))
-    if not isinstance(spec, ShardSpec):
+    if isinstance(spec, ProbeSpec):
+        paths.append(("embeddings", spec.embeddings))
+    elif not isinstance(spec, ShardSpec):
         paths.append(("model.checkpoint", spec.model.checkpoint))
     found = [(field, path) for field, path in paths if path is not None]
     for field, path in found:

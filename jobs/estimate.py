@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs import frozen
 from jobs.embed import Encoder
+from jobs.questions import ProbeSpec
 from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec
 from pipeline.corpus import Media
 from pipeline.generations import inputs_of, items_of
@@ -21,6 +22,8 @@ def estimate(spec: JobSpec) -> dict[str, Any]:
     """{what: how much}, in the order to print it. Raises SpecError as a run would."""
     if isinstance(spec, TrainSpec):
         return _training(spec)
+    if isinstance(spec, ProbeSpec):
+        return _probing(spec)
     return _testing(spec) if isinstance(spec, EvaluateSpec) else _units(spec)
 
 
@@ -29,6 +32,22 @@ def _testing(spec: EvaluateSpec) -> dict[str, Any]:
 
     found = {f"{name} videos": len(source.dataset.videos()) for name, source in opened(spec)[1].items()}
     return {"job": spec.kind, **found, "output": spec.output.path}
+
+
+def _probing(spec: ProbeSpec) -> dict[str, Any]:
+    from jobs.probe import opened
+
+    exam = opened(spec)
+    found: dict[str, Any] = {"job": spec.kind, "model": exam.embedded.made.model.name}
+    found |= {"videos": len(exam.embedded), "classes": len(exam.classes)}
+    if spec.leave_out is not None:
+        found["groups, each left out in turn"] = len(exam.folds)
+    else:
+        found["videos learned from"] = len(exam.folds[0].train)
+        found["videos asked about"] = len(exam.folds[0].test)
+    found["bytes of embeddings in memory"] = 4 * len(exam.embedded) * exam.embedded.dim
+    found["output"] = spec.output.path
+    return found
 
 
 def _training(spec: TrainSpec) -> dict[str, Any]:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.batches import Dataset
 from pipeline.errors import SpecListError
 
 Classes = Mapping[str, tuple[str, ...]]  # of each head, in the order of its logits
 
 
+class Labelled(Protocol):
+    """Clips, a row of `known` each, with their `clip_id` and `labels`; `name` is what a spec calls them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def known(self) -> pa.Table: ...
+
+    def __len__(self) -> int: ...
+
+
 def classes_of(
-    datasets: Mapping[str, Dataset], heads: Mapping[str, str], known: Classes
+    datasets: Mapping[str, Labelled], heads: Mapping[str, str], known: Classes
 ) -> dict[str, tuple[str, ...]]:
     """The classes of each head: a checkpoint's, `known`, if they are enough, else all that occur, sorted."""
     found: dict[str, set[str]] = {}
@@ -28,7 +40,7 @@ def classes_of(
     }
 
 
-def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool) -> np.ndarray:
+def targets(dataset: Labelled, classes: Sequence[str], *, multi_label: bool) -> np.ndarray:
     """Of each clip: int64 (N,) class, or float32 (N, C) zeros and ones if `multi_label`.
 
     Raises:
@@ -41,9 +53,9 @@ def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool) -> n
         clip = dataset.known["clip_id"][int(np.flatnonzero(wrong)[0])].as_py()
         some = f"{int(wrong.sum()):,} of {len(dataset):,} clips, the first of them {clip}, have"
         problem = "no label" if multi_label or counts[wrong][0] == 0 else "several labels"
-        remedy = "name a split that is labelled, or shard a table with `labels`"
+        remedy = "name a split that is labelled, or have `labels` in the table of the input"
         if problem == "several labels":
-            remedy = "set recipe.multi_label"
+            remedy = "set multi_label (of a training job: recipe.multi_label)"
         raise SpecListError([f"{dataset.name}: {some} {problem}: {remedy}"])
     numbers = pc.index_in(_flat(dataset), pa.array(list(classes), pa.string()))
     if numbers.null_count:
@@ -58,6 +70,6 @@ def targets(dataset: Dataset, classes: Sequence[str], *, multi_label: bool) -> n
     return marked
 
 
-def _flat(dataset: Dataset) -> pa.Array:
+def _flat(dataset: Labelled) -> pa.Array:
     """All labels of all clips, one after the other."""
     return pc.list_flatten(dataset.known["labels"].combine_chunks())

@@ -16,13 +16,14 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
+from jobs.folder import Folder
 from jobs.mistakes import explain
 from jobs.model import Architecture, Model, absolute
 from jobs.overrides import overridden
+from jobs.questions import ProbeSpec
 from jobs.recipe import Learning, Testing
 from jobs.room import Labels
 from pipeline.corpus import Media
@@ -190,22 +191,6 @@ class EmbedSpec(_Job):
         return self
 
 
-class Folder(Frozen):
-    """path: the run's folder, on a disk that all workers see under that name."""
-
-    path: Annotated[str, Field(min_length=1)]
-
-    @field_validator("path")
-    @classmethod
-    def _on_a_disk(cls, path: str) -> str:
-        if "://" in path:
-            raise ValueError("its workers write to a folder that all of them see; give a path")
-        return path
-
-    def absolute(self) -> Self:
-        return self.model_copy(update={"path": absolute(self.path)})
-
-
 class Restarts(Frozen):
     """max_failures: how often workers may be lost; training goes on from its last checkpoint."""
 
@@ -249,12 +234,13 @@ class EvaluateSpec(Testing, _Together):
         return self.model_dump(mode="json", exclude={"resources", "failure", "ray", "output"})
 
 
-JobSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec
+JobSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec | ProbeSpec
 KINDS: dict[str, type[Frozen]] = {
     "shard": ShardSpec,
     "embed": EmbedSpec,
     "train": TrainSpec,
     "evaluate": EvaluateSpec,
+    "probe": ProbeSpec,
 }
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(Annotated[JobSpec, Field(discriminator="kind")])
 

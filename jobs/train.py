@@ -11,6 +11,7 @@ import yaml
 from jobs.cluster import connected
 from jobs.curves import page
 from jobs.metrics import Row, read
+from jobs.questions import ProbeSpec
 from jobs.report import Progress
 from jobs.room import Room
 from jobs.spec import TrainSpec, difference, dump, load
@@ -35,10 +36,10 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
     spec = spec.absolute()
     run = Path(spec.output.path)
     with only_writer(spec.output.path):
-        begun = _begun(run, spec)
+        again = begun(run, spec)
         if not (run / MODEL / "config.json").exists():
             _check(spec)
-            if not begun:
+            if not again:
                 write_atomic(locate(str(run / SPEC)), dump(spec).encode())
             progress.status("starting Ray ...")
             with connected(spec.ray.address) as room:
@@ -51,7 +52,7 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
     return rows
 
 
-def _begun(run: Path, spec: TrainSpec) -> bool:
+def begun(run: Path, spec: TrainSpec | ProbeSpec) -> bool:
     """Whether an earlier call has begun this job in the folder; SpecError if it is another's."""
     path = run / SPEC
     if path.exists():

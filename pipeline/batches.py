@@ -17,7 +17,7 @@ import torch
 from pipeline.errors import SpecError
 from pipeline.order import Order
 from pipeline.plan import Plan
-from pipeline.shards import ShardFile, ShardReader, require, tube_arrays, tube_values
+from pipeline.shards import ShardFile, ShardReader, require, tube_arrays, tube_values, videos_of
 
 # What is known of a clip without looking at its pixels.
 KNOWN = ("clip_id", "uri", "view_index", "labels", "caption", "split", "group")
@@ -99,7 +99,7 @@ class Dataset:
 
     def videos(self) -> list[np.ndarray]:
         """The clips of each video, or of each annotated part of one: int64 numbers, in order."""
-        ids = pc.replace_substring_regex(self.known["clip_id"], "#[0-9-]+/[0-9]+$", "").to_pylist()
+        ids = videos_of(self.known["clip_id"]).to_pylist()
         found: dict[str, list[int]] = {}
         for number, name in enumerate(ids):
             found.setdefault(name, []).append(number)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipeline.errors import Failure, SpecError
@@ -78,6 +79,11 @@ def shard_schema(plan: Plan, sampling: Sampling, extra: Sequence[pa.Field] = ())
 def meta_fields(schema: pa.Schema) -> list[pa.Field]:
     """The columns of a shard that are not pixels."""
     return [field for field in schema if not isinstance(field.type, pa.FixedShapeTensorType)]
+
+
+def videos_of(clip_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What each clip is of: the part of its id that names a video, or an annotated part of one."""
+    return pc.replace_substring_regex(clip_ids, "#[0-9-]+/[0-9]+$", "")
 
 
 def failure_table(failures: Sequence[Failure], unit: int) -> pa.Table:

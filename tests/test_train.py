@@ -143,7 +143,7 @@ def test_labels_that_are_missing_or_unknown(folder: Path) -> None:
     assert "3 of 8 clips, the first of them odd1.mp4#0-9/0, have no label" in line
     assert "8 of 8 clips" in refused({**good, "data": data("none")})
     several = {"several": {"shards": tiny_shards.write(folder / "several", 8, labels=[["red", "blue"]] * 8)}}
-    assert "have several labels: set recipe.multi_label" in refused({**good, "data": several})
+    assert "have several labels: set multi_label" in refused({**good, "data": several})
     strange = {"shards": tiny_shards.write(folder / "strange", 8, labels=[["pink"]] * 8), "head": "clips"}
     line = refused({**good, "validation": {"data": {"strange": strange}}})
     assert "label 'pink' is none of the 3 classes" in line

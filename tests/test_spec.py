@@ -117,7 +117,7 @@ def test_where_work_is_done_does_not_change_what_is_made() -> None:
 def test_the_readmes_specs_are_specs() -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     kinds = [load(yaml.safe_load(block)).kind for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert kinds == ["shard", "embed", "embed", "train", "evaluate"]
+    assert kinds == ["shard", "embed", "embed", "train", "evaluate", "probe"]
 
 
 def test_limits_are_no_part_of_what_a_folder_was_made_with() -> None:

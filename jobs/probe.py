@@ -1,6 +1,6 @@
 """`kind: probe`: what embeddings are worth, to report.json. One process, no Ray; no video is opened.
 
-Takes 4 bytes a channel and video, about 500 a view for what is known of it, and some hundred MB to work in.
+Takes 4 bytes a channel and video, up to 1 KB a view for what is known of it, and some hundred MB to work in.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _scores(found: dict[str, Any]) -> Table:
         cells = [_cell(scores.get(key)) for key in shown]
         if several:
             each = np.array([fold[name] for fold in found["folds"]])
-            cells.append(f"{each.mean():.3f} ± {each.std(ddof=1):.3f}")
+            cells.append(Text(f"{each.mean():.3f} ± {each.std(ddof=1):.3f}"))
         table.add_row(name, *cells)
     if "largest_class" in found:
         table.add_row("largest class", _cell(found["largest_class"]), end_section=True)

@@ -130,27 +130,27 @@ class Examiner:
 
     def _fold(self, fold: Fold) -> dict[str, Any]:
         """Learn from one side, ask about the other; {judge: its share of hits, or its mean precision}."""
-        held_out = hold_out(self._apart[fold.train], self._spec.seed)
-        linear = self._regression.chosen(fold.train, held_out)
+        train = fold.train
+        linear = self._regression.chosen(train, hold_out(self._apart[train], self._spec.seed))
         here: dict[str, Scores] = {}
         for start in range(0, len(fold.test), QUERIES):
             some = torch.from_numpy(fold.test[start : start + QUERIES])
             x_BD, marks = self._x_ND[some].to(self._device), self._targets[some].to(self._device)
-            for name, logits_BC in self._answers(x_BD, marks, fold, linear).items():
+            for name, logits_BC in self._answers(x_BD, marks, train, linear).items():
                 for scores in (self._scores, here):
                     if name not in scores:
                         several = self._spec.multi_label
                         scores[name] = Scores(self._exam.classes, self._device, multi_label=several)
                     scores[name].update(logits_BC, marks)
-        counts = {"train": len(fold.train), "test": len(fold.test), "weight_decay": linear.decay}
+        counts = {"train": len(train), "test": len(fold.test), "weight_decay": linear.decay}
         return {"fold": fold.name, **counts, **{name: _headline(one.compute()) for name, one in here.items()}}
 
-    def _answers(self, x_BD: Tensor, marks: Tensor, fold: Fold, linear: Linear) -> dict[str, Tensor]:
+    def _answers(self, x_BD: Tensor, marks: Tensor, train: np.ndarray, linear: Linear) -> dict[str, Tensor]:
         """Everybody's logits (B, C) of some videos."""
         answers = {LINEAR: linear.logits(x_BD)}
         if marks.ndim == 1:
             most = max((*self._spec.neighbours, *self._spec.recall), default=0)
-            cosines_BK, rows_BK = nearest(x_BD, self._x_ND, fold.train, most)
+            cosines_BK, rows_BK = nearest(x_BD, self._x_ND, train, most)
             labels_BK = self._targets.to(rows_BK.device)[rows_BK]
             for k in self._spec.neighbours:
                 answers[f"{k}-NN"] = votes(cosines_BK[:, :k], labels_BK[:, :k], len(self._exam.classes))

@@ -17,11 +17,18 @@ HELD_OUT = 0.2  # of the training videos, to choose the weight decay on
 
 @dataclass(frozen=True)
 class Fold:
-    """name: of the group that is left out, or of the test split. train, test: int64 rows of `known`."""
+    """name: of the group that is left out, or of the test split. test: int64 rows of `known`, of `count`."""
 
     name: str
-    train: np.ndarray
     test: np.ndarray
+    count: int
+
+    @property
+    def train(self) -> np.ndarray:
+        """int64: all other rows. Not kept, as there may be many folds."""
+        others = np.ones(self.count, bool)
+        others[self.test] = False
+        return np.flatnonzero(others)
 
 
 def asked(spec: ProbeSpec, embedded: Embedded) -> Embedded:
@@ -46,9 +53,8 @@ def folds(spec: ProbeSpec, embedded: Embedded) -> list[Fold]:
     """
     known = embedded.known
     if spec.split is not None:
-        splits = known["split"].to_numpy(zero_copy_only=False)
-        train, test = (np.flatnonzero(splits == name) for name in (spec.split.train, spec.split.test))
-        return [Fold(spec.split.test, train, test)]
+        test = pc.equal(known["split"], spec.split.test).to_numpy()
+        return [Fold(spec.split.test, np.flatnonzero(test), len(embedded))]
     groups = known["group"]
     if groups.null_count:
         first = known["clip_id"][groups.is_null().combine_chunks().index(True).as_py()].as_py()
@@ -61,7 +67,7 @@ def folds(spec: ProbeSpec, embedded: Embedded) -> list[Fold]:
     group_of = numbers.indices.to_numpy()
     every = enumerate(numbers.dictionary.to_pylist())
     return [
-        Fold(name, np.flatnonzero(group_of != k), np.flatnonzero(group_of == k))
+        Fold(name, np.flatnonzero(group_of == k), len(embedded))
         for k, name in sorted(every, key=lambda pair: pair[1])
     ]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from jobs.nodes import Group, Shape, groups, placed, portable
-from jobs.spec import JobSpec, dump
+from jobs.nodes import ClusterSpec, Group, Shape, groups, placed, portable
+from jobs.spec import dump
 from pipeline.errors import SpecError
 
 FOLDER = "/etc/tubelet"  # where the head finds the spec
@@ -24,7 +24,7 @@ RETRIES = 2  # each with a cluster of its own; a job goes on where the one befor
 
 
 def manifests(
-    spec: JobSpec,
+    spec: ClusterSpec,
     shape: Shape,
     image: str,
     namespace: str | None = None,

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 from jobs.cluster import full_paths
 from jobs.recipe import TrainWorkers
-from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, TrainSpec, Workers
+from jobs.spec import EmbedSpec, EvaluateSpec, ShardSpec, TrainSpec, Workers
 from pipeline.errors import SpecError
 from pipeline.plan import Frozen
 
 Part = TypeVar("Part", bound=Frozen)
+
+ClusterSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec  # whose work is shared out by Ray
 
 # What a node is given besides what its workers ask for.
 GIB_PER_CPU, GIB_PER_GPU, CPUS_PER_GPU = 2, 16, 4
@@ -42,7 +44,7 @@ class Group:
         return self.cpus * GIB_PER_CPU + self.gpus * GIB_PER_GPU
 
 
-def portable(spec: JobSpec) -> list[tuple[str, str]]:
+def portable(spec: ClusterSpec) -> list[tuple[str, str]]:
     """The field and the value of every path of a spec that is to run on a cluster of its own.
 
     Raises:
@@ -54,7 +56,7 @@ def portable(spec: JobSpec) -> list[tuple[str, str]]:
     return full_paths(spec)
 
 
-def groups(spec: JobSpec, shape: Shape) -> list[Group]:
+def groups(spec: ClusterSpec, shape: Shape) -> list[Group]:
     """The nodes for a spec of `placed`: a group for each kind of worker, none larger than `shape`.
 
     Raises:
@@ -97,7 +99,7 @@ def _group(
     return Group(name, math.ceil(workers / together), cores, devices, labels)
 
 
-def placed(spec: JobSpec, shape: Shape) -> JobSpec:
+def placed(spec: ClusterSpec, shape: Shape) -> ClusterSpec:
     """The spec with what it leaves to the cluster filled in: a role for each kind of worker, cores, and GPUs.
 
     A model or a training process gets a GPU, or, if it says gpus: 0, the cores of a node.
@@ -127,7 +129,7 @@ def _changed(part: Part, update: dict[str, Any]) -> Part:
     return part.model_copy(update=update)
 
 
-def alike(spec: JobSpec, nodes: int, shape: Shape) -> Group:
+def alike(spec: ClusterSpec, nodes: int, shape: Shape) -> Group:
     """So many nodes of one shape, which all workers of a spec share.
 
     Raises:

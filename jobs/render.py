@@ -34,11 +34,14 @@ def render(
     """Print a job as a RayJob of KubeRay, or as a Slurm script. Paths must mean the same on its nodes."""
     from jobs.kuberay import manifests
     from jobs.nodes import Shape
+    from jobs.questions import ProbeSpec
     from jobs.slurm import script
 
     if kuberay == slurm:
         raise SpecError("--kuberay, --slurm", kuberay, "choose one of them")
     checked, shape = load_spec(spec, set_, output), Shape(node_cpus, node_gpus)
+    if isinstance(checked, ProbeSpec):
+        raise SpecError("kind", checked.kind, "one process does it, without a cluster: tubelet run")
     if slurm:
         _refuse("--kuberay", image=image, namespace=namespace, mount=mount)
         print(script(checked, shape, nodes, deadline_seconds), end="")

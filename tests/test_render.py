@@ -194,6 +194,7 @@ def asked_labels(spec: dict[str, Any], group: str) -> dict[str, str]:
 
 IMAGE = ("--kuberay", "--image", "hub/tubelet:1")
 READY = job("embed", decode={"actors": 2}, embed={"actors": 1})
+PROBE = {"version": 1, "kind": "probe", "embeddings": "/data/e", "output": {"path": "/data/p"}}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,7 @@ READY = job("embed", decode={"actors": 2}, embed={"actors": 1})
     [
         (READY, (), "--kuberay, --slurm = False: choose one of them"),
         (READY, ("--kuberay", "--slurm"), "choose one of them"),
+        (PROBE, ("--slurm",), "kind = 'probe': one process does it, without a cluster"),
         (READY, ("--kuberay",), "--image = None: missing"),
         (READY, ("--slurm", "--image", "x"), "--image = 'x': goes with --kuberay alone"),
         (READY, (*IMAGE, "--nodes", 2), "--nodes = 2: goes with --slurm alone"),

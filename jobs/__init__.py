@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jobs.metrics import Row
     from jobs.report import Report
     from jobs.spec import JobSpec
+    from jobs.submission import Submitted
 
 
 def run(
@@ -51,3 +52,31 @@ def run(
     if isinstance(checked, ProbeSpec):
         return run_probe(checked, progress)
     return run_job(checked, progress, Again(extend, retry_failed))
+
+
+def submit(
+    spec: str | Path | Mapping[str, Any] | JobSpec,
+    address: str | None = None,
+    *,
+    extend: bool = False,
+    retry_failed: bool = False,
+    watch_seconds: float | None = None,
+) -> Submitted:
+    """Send a job to a cluster; submitted again when it has ended, it resumes.
+
+    Args:
+        spec: as of `run`. Its paths must mean the same thing on the cluster's nodes.
+        address: the cluster's job server, http://HEAD:8265; None is RAY_API_SERVER_ADDRESS.
+        extend, retry_failed: as of `run`. watch_seconds: go on for ever, and take up what is new that often.
+
+    Returns:
+        the job, for its status(), logs(), follow(), wait() and stop().
+
+    Raises:
+        pipeline.errors.SpecError: what is wrong with it, or it is running already, or no server takes it.
+    """
+    from jobs.spec import load
+    from jobs.submission import submit as send
+
+    checked = load(spec) if isinstance(spec, str | Path | Mapping) else spec
+    return send(checked, address, extend=extend, retry_failed=retry_failed, watch_seconds=watch_seconds)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.options import Output, Overrides, SpecPath, load_spec
+from jobs import remote
+from jobs.console import Extend, Output, Overrides, RetryFailed, SpecPath, Watch, err, load_spec, out
 from jobs.render import render
 from pipeline.errors import SpecError, SpecListError, StorageError
 
@@ -29,8 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
 
 
 @app.command()
@@ -38,11 +36,9 @@ def run(
     spec: SpecPath,
     set_: Overrides = None,
     output: Output = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Take up inputs that are new or changed.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed.")] = False,
-    watch: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=1.0, help="Go on for ever: --extend that often.")
-    ] = None,
+    extend: Extend = False,
+    retry_failed: RetryFailed = False,
+    watch: Watch = None,
 ) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
     from jobs import evaluate, probe
@@ -233,20 +229,8 @@ def verify(folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's ou
         raise typer.Exit(1)
 
 
-@app.command()
-def submit(
-    spec: SpecPath,
-    address: Annotated[str, typer.Option(help="The cluster's job server, e.g. http://head:8265.")],
-    set_: Overrides = None,
-    output: Output = None,
-    submission_id: Annotated[str | None, typer.Option(help="A name for the job; Ray makes one.")] = None,
-) -> None:
-    """Send a job to a cluster (Ray Jobs), with this code. Paths in it must mean the same on its nodes."""
-    from jobs.cluster import submit as send
-
-    checked = load_spec(spec, set_, output)
-    name = send(checked, address, submission_id)
-    out.print(f"submitted {name}; follow it with: ray job logs -f --address {address} {name}", soft_wrap=True)
+for command, do in remote.COMMANDS.items():
+    app.command(command)(do)
 
 
 app.command()(render)

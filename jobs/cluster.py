@@ -1,29 +1,21 @@
-"""Ray, wherever it is: a local one for one job, or a running cluster; and `submit` to one (Ray Jobs)."""
+"""Ray, wherever it is: a local one for one job, or a running cluster."""
 
 from __future__ import annotations
 
 import faulthandler
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import ray
 import ray.exceptions
 
-import jobs
-import models
-import pipeline
-from jobs.questions import ProbeSpec
 from jobs.room import Node, Room
-from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec, dump
 from pipeline.errors import SpecError
 
 # Ray starts in ten seconds, on a busy machine in a minute.
@@ -112,61 +104,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def full_paths(spec: JobSpec) -> list[tuple[str, str]]:
-    """The field and the value of every path in a spec.
-
-    Raises:
-        SpecError: one is relative, which means nothing elsewhere.
-    """
-    paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
-    if isinstance(spec, TrainSpec | EvaluateSpec):
-        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
-    if isinstance(spec, TrainSpec):
-        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
-    if isinstance(spec, ShardSpec | EmbedSpec):
-        several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
-        paths += [("input", path) for path in (*several, spec.input.shards)]
-        paths.append(("input.root", spec.input.root))
-    if isinstance(spec, ProbeSpec):
-        paths.append(("embeddings", spec.embeddings))
-    elif not isinstance(spec, ShardSpec):
-        paths.append(("model.checkpoint", spec.model.checkpoint))
-    found = [(field, path) for field, path in paths if path is not None]
-    for field, path in found:
-        if "://" not in path and not Path(path).is_absolute():
-            raise SpecError(
-                field, path, "a relative path means nothing on a cluster; give a URI or a full path"
-            )
-    return found
-
-
-def submit(spec: JobSpec, address: str, submission_id: str | None = None) -> str:
-    """Send this code and a spec to a cluster's job server; returns the submission id.
-
-    The spec is taken as it is: its paths must mean the same thing on the cluster's nodes.
-
-    Raises:
-        SpecError: no job server answers at `address`, or it refuses the job.
-    """
-    from ray.job_submission import JobSubmissionClient
-
-    full_paths(spec)
-    with tempfile.TemporaryDirectory() as folder:
-        for package in (pipeline, models, jobs):
-            source = Path(str(package.__file__)).parent
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, Path(folder) / source.name, ignore=ignored)
-        (Path(folder) / "spec.yaml").write_text(dump(spec))
-        try:
-            client = JobSubmissionClient(address)
-            return client.submit_job(
-                entrypoint="python -m jobs run spec.yaml",
-                submission_id=submission_id,
-                runtime_env={"working_dir": folder},
-                metadata={"kind": spec.kind, "output": spec.output.path},
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SpecError("--address", address, f"the job was not taken ({reason})") from None

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from jobs.nodes import ClusterSpec, Group, Shape, groups, placed, portable
-from jobs.spec import dump
+from jobs.nodes import Group, Shape, groups, placed, portable
+from jobs.spec import ClusterSpec, dump
 from pipeline.errors import SpecError
 
 FOLDER = "/etc/tubelet"  # where the head finds the spec

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.cluster import full_paths
 from jobs.recipe import TrainWorkers
-from jobs.spec import EmbedSpec, EvaluateSpec, ShardSpec, TrainSpec, Workers
+from jobs.spec import ClusterSpec, EmbedSpec, EvaluateSpec, ShardSpec, TrainSpec, Workers
 from pipeline.errors import SpecError
 from pipeline.plan import Frozen
 
 Part = TypeVar("Part", bound=Frozen)
 
-ClusterSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec  # whose work is shared out by Ray
 
 # What a node is given besides what its workers ask for.
 GIB_PER_CPU, GIB_PER_GPU, CPUS_PER_GPU = 2, 16, 4
@@ -53,7 +52,33 @@ def portable(spec: ClusterSpec) -> list[tuple[str, str]]:
     if spec.ray.address is not None:
         problem = "a rendered job runs on a cluster of its own; leave it out (--set ray.address=null)"
         raise SpecError("ray.address", spec.ray.address, problem)
-    return full_paths(spec)
+    return _full_paths(spec)
+
+
+def _full_paths(spec: ClusterSpec) -> list[tuple[str, str]]:
+    """The field and the value of every path in a spec.
+
+    Raises:
+        SpecError: one is relative, which means nothing elsewhere.
+    """
+    paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
+    if isinstance(spec, TrainSpec | EvaluateSpec):
+        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
+    if isinstance(spec, TrainSpec):
+        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
+    if isinstance(spec, ShardSpec | EmbedSpec):
+        several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
+        paths += [("input", path) for path in (*several, spec.input.shards)]
+        paths.append(("input.root", spec.input.root))
+    if not isinstance(spec, ShardSpec):
+        paths.append(("model.checkpoint", spec.model.checkpoint))
+    found = [(field, path) for field, path in paths if path is not None]
+    for field, path in found:
+        if "://" not in path and not Path(path).is_absolute():
+            raise SpecError(
+                field, path, "a relative path means nothing on a cluster; give a URI or a full path"
+            )
+    return found
 
 
 def groups(spec: ClusterSpec, shape: Shape) -> list[Group]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 
-from jobs.nodes import ClusterSpec, Group, Shape, alike, groups, placed, portable
+from jobs.nodes import Group, Shape, alike, groups, placed, portable
 from jobs.room import written
-from jobs.spec import dump
+from jobs.spec import ClusterSpec, dump
 
 WARNING_SECONDS = 120  # before the time is up: the job puts down what it holds
 WAIT_SECONDS = 600  # for all nodes to join

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.environment import Cluster
 from jobs.folder import Folder
 from jobs.mistakes import explain
 from jobs.model import Architecture, Model, absolute
@@ -106,17 +107,6 @@ class FailurePolicy(Frozen):
 
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
     attempts: PositiveInt = 3
-
-
-class Cluster(Frozen):
-    """address: a running cluster; None is RAY_ADDRESS, and without that a local one for this job alone.
-
-    wait_seconds: how long nothing may be finished while workers are missing, because the cluster grows or has
-        lost nodes, before the job fails.
-    """
-
-    address: str | None = None
-    wait_seconds: PositiveFloat = 1800.0
 
 
 class _Job(Frozen):
@@ -234,7 +224,8 @@ class EvaluateSpec(Testing, _Together):
         return self.model_dump(mode="json", exclude={"resources", "failure", "ray", "output"})
 
 
-JobSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec | ProbeSpec
+ClusterSpec = ShardSpec | EmbedSpec | TrainSpec | EvaluateSpec  # whose work Ray shares out
+JobSpec = ClusterSpec | ProbeSpec
 KINDS: dict[str, type[Frozen]] = {
     "shard": ShardSpec,
     "embed": EmbedSpec,

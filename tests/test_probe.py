@@ -22,7 +22,6 @@ from tiny_embeddings import asked
 
 import jobs
 from jobs import linear, neighbours
-from jobs.cluster import submit
 from jobs.embedded import open_embedded
 from jobs.exam import Regression, opened
 from jobs.folds import hold_out
@@ -30,6 +29,7 @@ from jobs.linear import DECAYS
 from jobs.neighbours import hits, nearest, ranks, votes
 from jobs.questions import ProbeSpec
 from jobs.spec import load
+from jobs.submission import submit
 from models.config import ClipConfig
 from models.text import text_encoder
 from pipeline.errors import SpecError
@@ -501,8 +501,8 @@ def test_from_the_command_line(people: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "learned from" in capfd.readouterr().out
 
 
-def test_a_cluster_is_told_full_paths() -> None:
-    with pytest.raises(SpecError, match="embeddings = 'runs/embedded': a relative path means nothing"):
+def test_it_is_not_sent_to_a_cluster() -> None:
+    with pytest.raises(SpecError, match="kind = 'probe': one process does it, without a cluster"):
         submit(load(asked(Path("/x"), embeddings="runs/embedded")), "http://127.0.0.1:1")
 
 

@@ -1,4 +1,4 @@
-"""What several commands take: a spec, and changes to it."""
+"""What commands share: where they print, and the arguments that name a job."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
     from jobs.spec import JobSpec
+
+out = Console()
+err = Console(stderr=True)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A job spec; jobs/specs has examples.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a field of the spec; repeatable.")
 ]
 Output = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Same as --set output.path=DIR.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Take up inputs that are new or changed.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do again what failed.")]
+Watch = Annotated[
+    float | None,
+    typer.Option("--watch", metavar="SECONDS", min=1.0, help="Go on for ever: --extend that often."),
+]
 
 
 def load_spec(spec: Path, overrides: list[str] | None, output: str | None) -> JobSpec:
-    """The spec of a command line."""
+    """The spec of a command, checked. SpecError, with a line for each thing that is wrong."""
     from jobs.spec import load
 
     changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs import remote
-from jobs.console import Extend, Output, Overrides, RetryFailed, SpecPath, Watch, err, load_spec, out
+from jobs.options import Extend, Output, Overrides, RetryFailed, SpecPath, Watch, load_spec
 from jobs.render import render
 from pipeline.errors import SpecError, SpecListError, StorageError
 
@@ -29,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+out = Console()
+err = Console(stderr=True)
 
 
 @app.command()

@@ -15,7 +15,8 @@ from pipeline.plan import Frozen
 class Environment(Frozen):
     """What a submitted job finds on the cluster's nodes beside what is installed there.
 
-    pip: pinned requirements, or a file of them: every node installs them, for this job alone.
+    pip: pinned requirements, or a file of them: every node installs them, for this job alone; where Ray runs
+        in a virtual environment, into a copy of that.
     image: a container image with this project in it: its code runs, and none is sent.
     env: environment variables of the job and its workers. A run's folder does not keep them.
     """
@@ -32,7 +33,10 @@ class Environment(Frozen):
 
 
 class Entrypoint(Frozen):
-    """What a submitted job reserves for itself, beside its workers; without any of it it runs on the head."""
+    """What a submitted job reserves for itself; without any of it, it runs on the head.
+
+    Workers do not leave it out of their count: give numbers in `resources`, too, where the room is tight.
+    """
 
     cpus: NonNegativeFloat = 0.0
     gpus: NonNegativeFloat = 0.0

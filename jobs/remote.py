@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import Extend, Output, Overrides, RetryFailed, SpecPath, Watch, err, load_spec, out
+from jobs.options import Extend, Output, Overrides, RetryFailed, SpecPath, Watch, load_spec
 
 if TYPE_CHECKING:
     from jobs.submission import Submitted
+
+out = Console()
+err = Console(stderr=True)
 
 Address = Annotated[
     str | None,

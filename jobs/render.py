@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Output, Overrides, SpecPath, load_spec
+from jobs.options import Output, Overrides, SpecPath, load_spec
 from pipeline.errors import SpecError
 
 Mounts = Annotated[

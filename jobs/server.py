@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     address = address if "://" in address else f"http://{address}"
     from ray.job_submission import JobSubmissionClient
 
+    for talkative in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     with answering(address):
         os.environ[ADDRESS] = address  # which counts for more than an argument, and so does RAY_ADDRESS
         try:

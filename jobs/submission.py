@@ -136,31 +136,34 @@ def submit(
         raise SpecListError([str(SpecError(field, path, problem)) for field, path in relative])
     if isinstance(spec, ProbeSpec):
         raise SpecError("kind", spec.kind, "one process does it, without a cluster: tubelet run")
+    pip = requirements(spec.ray.environment.pip)
     environment, entrypoint = spec.ray.environment, spec.ray.entrypoint
-    pip = requirements(environment.pip)
     text, files = dump(_sent(spec, pip)), {} if environment.image else code()
-    env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **environment.env}
+    runtime_env: dict[str, Any] = {
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **environment.env}
+    }
     client = connect(address)
-    with answering(client.get_address()), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         if environment.image:  # beside which Ray takes no working directory
-            runtime_env: dict[str, Any] = {"image_uri": environment.image, "env_vars": env}
-            command = f"/dev/stdin {' '.join(options)} <<'SPEC'\n{text}\nSPEC"
+            runtime_env |= {"image_uri": environment.image}
+            command = f"{' '.join(['/dev/stdin', *options])} <<'SPEC'\n{text}SPEC"
         else:
+            runtime_env |= {"working_dir": folder} | ({"pip": list(pip)} if pip else {})
+            command = " ".join(["spec.yaml", *options])
+            (Path(folder) / "spec.yaml").write_text(text)
             for name, path in files.items():
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, Path(folder) / name)
-            (Path(folder) / "spec.yaml").write_text(text)
-            runtime_env = {"working_dir": folder, "env_vars": env} | ({"pip": list(pip)} if pip else {})
-            command = f"spec.yaml {' '.join(options)}"
-        taken = client.submit_job(
-            entrypoint=f"python3 -m jobs run {command}".strip(),
-            submission_id=_free_id(submission_id(spec), client),
-            runtime_env=runtime_env,
-            metadata={"kind": spec.kind, "output": spec.output.path},
-            entrypoint_num_cpus=entrypoint.cpus or None,
-            entrypoint_num_gpus=entrypoint.gpus or None,
-            entrypoint_memory=entrypoint.memory_bytes or None,
-        )
+        with answering(client.get_address()):
+            taken = client.submit_job(
+                entrypoint=f"python3 -m jobs run {command}",
+                submission_id=_free_id(submission_id(spec), client),
+                runtime_env=runtime_env,
+                metadata={"kind": spec.kind, "output": spec.output.path},
+                entrypoint_num_cpus=entrypoint.cpus or None,
+                entrypoint_num_gpus=entrypoint.gpus or None,
+                entrypoint_memory=entrypoint.memory_bytes or None,
+            )
     return Submitted(client, taken)
 
 

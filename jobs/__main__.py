@@ -191,10 +191,12 @@ def inspect(
 
     from jobs.drawing import inspect as draw_clip
     from jobs.mistakes import explain
+    from jobs.model import saved
     from jobs.pictures import stored
     from models.config import ModelConfig
     from pipeline.sampling import Sampling
 
+    checkpoint = saved(checkpoint, "--checkpoint")
     config = ModelConfig(name=model or "") if checkpoint is None else stored(checkpoint, model)
     asked = {"stride": stride, "fps": fps, "end": end, "clips": clips}
     asked["frames"] = config.frames if frames is None else frames

@@ -46,13 +46,13 @@ class Encoder:
     def create(self) -> Module:
         """The model, on the CPU."""
         wanted, options = self.model, self.model.options(self.sampling)
-        return models.create(wanted.name, checkpoint=wanted.checkpoint, seed=wanted.seed, **options)
+        return models.create(wanted.name, checkpoint=wanted.saved, seed=wanted.seed, **options)
 
     def check(self) -> None:
         """Refuse, before anything starts, what `create` would refuse on every worker."""
         options = self.model.options(self.sampling)
         try:
-            models.check(self.model.name, checkpoint=self.model.checkpoint, **options)
+            models.check(self.model.name, checkpoint=self.model.saved, **options)
         except (ValueError, OSError) as error:
             raise SpecListError([str(error)]) from None
 

@@ -39,7 +39,8 @@ class Part:
 class Source:
     """A dataset, with what its clips are to be recognised as, and how many of them each batch holds.
 
-    targets: of each clip, see `jobs.labels.targets`. share: 0 for what is no part of training.
+    targets: of each clip, see `jobs.labels.targets`. share: 0 for what is no part of training. flip: how
+    often one is mirrored, if not as often as those of other datasets.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class Source:
     classes: tuple[str, ...]
     targets: np.ndarray
     share: int = 0
+    flip: float | None = None
 
 
 class Feed:
@@ -91,8 +93,9 @@ class Feed:
         epochs, clips = self._orders[name].at(range(start, start + size))
         batch = source.dataset.read(clips, epochs, pinned=self._device.type == "cuda")
         rng = np.random.default_rng([self._seed, step, list(self._sources).index(name)])
+        flip = self._change.flip if source.flip is None else source.flip
         changes = augment.draw(
-            source.share, rng, flip=self._change.flip, erase=self._change.erase,
+            source.share, rng, flip=flip, erase=self._change.erase,
             colour=(self._change.brightness, self._change.contrast, self._change.saturation),
             mixup=self._change.mixup, cutmix=self._change.cutmix,
         ).part(slice(number * size, (number + 1) * size))  # fmt: skip

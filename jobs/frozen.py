@@ -199,7 +199,7 @@ def _weights(spec: EmbedSpec) -> str:
             clip=model.clip,
             init=model.init,
             tubes_from=model.tubes_from,
-            checkpoint=model.checkpoint,
+            checkpoint=model.saved,
         )
     except (ValueError, OSError) as error:
         raise SpecListError([str(error)]) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,7 +47,9 @@ def materials(spec: Learning) -> Materials:
         sampling,
         classes,
         {
-            name: _source(spec, dataset, spec.head(name), classes, shares[name])
+            name: replace(
+                _source(spec, dataset, spec.head(name), classes, shares[name]), flip=spec.data[name].flip
+            )
             for name, dataset in data.items()
         },
         {name: _source(spec, dataset, heads[name], classes, 0) for name, dataset in tests.items()},
@@ -63,7 +65,7 @@ def create(spec: Learning, data: Materials) -> Model:
     """The model with a head for each label space, and with nothing but what the spec lets it train."""
     options, wanted = _options(spec, data), spec.model
     try:
-        model = models.create(wanted.name, checkpoint=wanted.checkpoint, seed=wanted.seed, **options)
+        model = models.create(wanted.name, checkpoint=wanted.saved, seed=wanted.seed, **options)
         if all(source.dataset.plan.clip_frames == 1 for source in data.sources.values()):
             _freeze_unseen(model)
         freeze(model, spec.recipe.optimizer)
@@ -84,10 +86,11 @@ def _freeze_unseen(model: Model) -> None:
 
 def _known(spec: Learning) -> Classes:
     """The classes of the checkpoint that training starts from."""
-    if spec.model.checkpoint is None:
+    folder = spec.model.saved
+    if folder is None:
         return {}
     try:
-        return weights.stored(spec.model.checkpoint).classes
+        return weights.stored(folder).classes
     except (ValueError, OSError) as error:
         raise SpecListError([str(error)]) from None
 
@@ -96,7 +99,7 @@ def check(spec: Learning, data: Materials) -> None:
     """Raise what `create` would, without reading weights."""
     options, wanted = _options(spec, data), spec.model
     try:
-        models.check(wanted.name, checkpoint=wanted.checkpoint, **options)
+        models.check(wanted.name, checkpoint=wanted.saved, **options)
         with torch.device("meta"):
             freeze(build.build(registry.resolve(wanted.name, options)), spec.recipe.optimizer)
     except (ValueError, OSError, KeyError) as error:

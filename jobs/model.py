@@ -56,8 +56,8 @@ class Architecture(Frozen):
 class Weighted(Architecture):
     """A model with its weights; see models.Options for what is not described here.
 
-    checkpoint: a folder written by training; None starts from `clip.pretrained`, `init` and `tubes_from` and,
-        elsewhere, `seed`.
+    checkpoint: a folder written by training, or package://models/quickstart, which comes along; None starts
+        from `clip.pretrained`, `init` and `tubes_from` and, elsewhere, `seed`.
     """
 
     adapter_layers: tuple[NonNegativeInt, ...] | None = None
@@ -67,6 +67,11 @@ class Weighted(Architecture):
     frozen_layers: PositiveInt | None = None
     checkpoint: str | None = None
     seed: NonNegativeInt = 0
+
+    @property
+    def saved(self) -> str | None:
+        """The checkpoint's folder on this machine. SpecError if no such package is installed."""
+        return saved(self.checkpoint)
 
     def options(self, sampling: Sampling) -> models.Options:
         return {
@@ -105,6 +110,13 @@ class Model(Weighted):
 def in_bfloat16(precision: Precision, device: str) -> bool:
     """Whether forward passes run under bfloat16 autocast on this kind of device."""
     return precision == "bf16" or (precision == "auto" and device == "cuda")
+
+
+def saved(checkpoint: str | None, field: str = "model.checkpoint") -> str | None:
+    """The folder of a checkpoint: one that a package ships (package://NAME/FOLDER) is found where that is."""
+    if checkpoint is None or not checkpoint.startswith("package://"):
+        return checkpoint
+    return locate(checkpoint, field).path
 
 
 def absolute(path: str | None) -> str | None:

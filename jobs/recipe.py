@@ -38,9 +38,14 @@ SHARED_OUT = ("tubevit-", "vivit-")
 
 
 class Data(Clips):
-    """Clips or images to learn from. weight: its share of each batch, beside those of the others."""
+    """Clips or images to learn from.
+
+    weight: its share of each batch, beside those of the others. flip: how often one of it is mirrored; None:
+        as recipe.augment says.
+    """
 
     weight: PositiveFloat = 1.0
+    flip: Fraction | None = None
 
 
 class Optimizer(Frozen):

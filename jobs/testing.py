@@ -31,10 +31,11 @@ def opened(spec: Testing) -> tuple[Sampling, dict[str, Source]]:
         SpecError: the checkpoint has no such head, or does not fit the shards.
     """
     sampling, wanted = sampling_of(spec.data), spec.model
-    assert wanted.checkpoint is not None
+    folder = wanted.saved
+    assert folder is not None
     try:
-        models.check(wanted.name, checkpoint=wanted.checkpoint, **wanted.options(sampling))
-        classes = weights.stored(wanted.checkpoint).classes
+        models.check(wanted.name, checkpoint=folder, **wanted.options(sampling))
+        classes = weights.stored(folder).classes
     except (ValueError, OSError) as error:
         raise SpecListError([str(error)]) from None
     sources = {}
@@ -54,7 +55,7 @@ def evaluate(spec: Testing) -> dict[str, Any]:
     sampling, sources = opened(spec)
     with processes() as device:
         options = spec.model.options(sampling)
-        model = models.create(spec.model.name, checkpoint=spec.model.checkpoint, **options)
+        model = models.create(spec.model.name, checkpoint=spec.model.saved, **options)
         examiner = _Examiner(model.to(device), device, spec)
         return {name: examiner.scores(source) for name, source in sources.items()}
 

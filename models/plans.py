@@ -23,6 +23,14 @@ TUBEVIT_CORE = (
     TubeConfig(kernel=(8, 8, 8), stride=(16, 16, 16)),
     TubeConfig(kernel=(1, 16, 16), stride=(16, 16, 16)),
 )
+# For pictures of 64 pixels, on which few tubes fit at the paper's distances: half of those, and patches that
+# overlap, 36 to a picture.
+TUBEVIT_CLOSE = (
+    TubeConfig(kernel=(8, 8, 8), stride=(8, 16, 16)),
+    TubeConfig(kernel=(16, 4, 4), stride=(6, 16, 16), offset=(4, 8, 8)),
+    TubeConfig(kernel=(4, 12, 12), stride=(8, 16, 16), offset=(0, 16, 16)),
+    TubeConfig(kernel=(1, 14, 14), stride=(32, 10, 10)),
+)
 # Section 3.6: the 3-D tubes of a TubeViT a quarter as wide as what carries them, four places to a token. The
 # third starts further out, so that as many of its larger tokens fit.
 GRAFTED = (

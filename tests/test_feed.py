@@ -90,3 +90,21 @@ def test_what_reading_fails_with_is_raised_where_it_is_used(found: Materials, tm
         path.unlink()
     with pytest.raises(SpecError, match="cannot be opened"):
         list(feed(found).steps(0, 1))
+
+
+def test_one_dataset_may_be_mirrored_and_another_not(tmp_path: Path) -> None:
+    """Motions tell left from right where pictures do not; what is not said is as recipe.augment says."""
+    tiny_shards.write(tmp_path / "clips", 16)
+    clips = {"shards": str(tmp_path / "clips")}
+    data = {"never": {**clips, "flip": 0.0}, "always": {**clips, "flip": 1.0}, "half": clips}
+    recipe = {"steps": 1, "batch": 24, "optimizer": {"learning_rate": 1.0}, "augment": {"flip": 0.5}}
+    spec = load(tiny_shards.spec(tmp_path, data=data, recipe=recipe))
+    assert isinstance(spec, TrainSpec)
+    made = Feed(materials(spec).sources, 0, 1, 1, 7, spec.recipe.augment, torch.device("cpu"))
+    counts = [
+        [0 if part.mirrored is None else int(part.mirrored.sum()) for part in made.read(step)[0]]
+        for step in range(4)
+    ]
+    never, always, half = (sum(column) for column in zip(*counts, strict=True))
+    assert (never, always) == (0, 32)
+    assert 4 < half < 28

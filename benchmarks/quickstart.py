@@ -11,7 +11,7 @@ test images, and clips of digits that are in no other. Columns: uri, labels, and
 cifar, motion or signs. PARQUET_FOLDER has cifar10_train.parquet and cifar10_test.parquet: `image`, encoded,
 and `label`, a name. The videos are the folder asl_gestures of github.com/intel-iot-devkit/sample-videos.
 
-`publish` puts a trained model into models/quickstart, with what was measured, and prints that for its card.
+`publish` puts a trained model into models/quickstart, with what was measured, also in its card.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,8 +81,7 @@ def data(folder: Path, cifar: Path, clips_from: Path, digit_clips: int) -> None:
 
 
 def publish(run: Path, name: str, card: Path) -> None:
-    """Copy RUN/name, with what it was measured to do after its last step: metrics.json, by head."""
-    card.mkdir(parents=True, exist_ok=True)
+    """Copy RUN/name; what it was measured to do goes into metrics.json, by head, and into the card."""
     for file in (WEIGHTS, CONFIG):
         shutil.copyfile(run / name / file, card / file)
     suffix = " (test)"
@@ -96,8 +96,11 @@ def publish(run: Path, name: str, card: Path) -> None:
     }
     steps = int(tested[-1]["step"])
     (card / "metrics.json").write_text(json.dumps({"steps": steps, "accuracy": measured}, indent=1) + "\n")
+    text = re.sub(r"After [\d,]+ steps", f"After {steps:,} steps", (card / "README.md").read_text())
     for head, accuracy in measured.items():
+        text = re.sub(rf"(?m)^(\| `{head}`.*\| )[\d.]+ %( \|)$", rf"\g<1>{100 * accuracy:.1f} %\2", text)
         print(f"{head}: {100 * accuracy:.1f} % after {steps:,} steps")
+    (card / "README.md").write_text(text)
 
 
 def main() -> None:

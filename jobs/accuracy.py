@@ -25,7 +25,7 @@ def accuracies(
         metric = MulticlassAccuracy(len(test.classes), average="micro").to(device)
         for part, real in _parts(test, batch, device):
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                _, (logits,) = module([part])
+                _, (logits,), _ = module([part])
             if real.any():  # not all of it is there to fill up
                 metric.update(logits[real], part.targets[real])
         found[f"accuracy/{name} (test)"] = float(metric.compute())
@@ -46,6 +46,6 @@ def _parts(test: Source, batch: int, device: torch.device) -> Iterator[tuple[Par
         read = test.dataset.read(clips, np.zeros_like(clips))
         tubes = {name: x.to(device) for name, x in read.tubes.items()}
         targets = torch.from_numpy(test.targets[clips]).to(device)
-        whole = torch.ones(size, device=device)
-        part = Part(test.head, tubes, None, targets, targets, whole, [])
+        alone, whole = torch.arange(size, device=device), torch.ones(size, device=device)
+        part = Part(test.head, tubes, None, targets, alone, whole, None, [])
         yield part, torch.from_numpy(numbers < count).to(device)

@@ -22,16 +22,18 @@ AHEAD = 2  # steps that are read before they are asked for
 class Part:
     """Clips of one dataset, as a model learns from them.
 
-    targets, others: of the clips and of their partners, with which they are mixed; shares: float32 (B,), how
-    much of a clip is its own. clip_ids: names to report by.
+    targets: see `jobs.labels.targets`. partners: int64 (B,), the places of those with which they are mixed;
+    shares: float32 (B,), how much of a clip is its own. captions: int64 (B,), see `jobs.labels.captions`, if
+    they are learned from. clip_ids: names to report by.
     """
 
     head: str
     tubes: dict[str, Tensor]
     mirrored: Tensor | None
     targets: Tensor
-    others: Tensor
+    partners: Tensor
     shares: Tensor
+    captions: Tensor | None
     clip_ids: list[str]
 
 
@@ -39,7 +41,7 @@ class Part:
 class Source:
     """A dataset, with what its clips are to be recognised as, and how many of them each batch holds.
 
-    targets: of each clip, see `jobs.labels.targets`. share: 0 for what is no part of training. flip: how
+    targets, captions: of each clip, see `jobs.labels`. share: 0 for what is no part of training. flip: how
     often one is mirrored, if not as often as those of other datasets.
     """
 
@@ -49,12 +51,14 @@ class Source:
     targets: np.ndarray
     share: int = 0
     flip: float | None = None
+    captions: np.ndarray | None = None
 
 
 class Feed:
     """The steps of one rank of `world`, each in `accumulate` parts of as many clips of every dataset.
 
-    What a step holds depends on the seed and its number alone (contract C11), not on how many share it.
+    What a step holds depends on the seed and its number alone (contract C11), not on how many share it; and
+    what all ranks' k-th parts hold together, on `accumulate` besides.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Feed:
         change: Augment, device: torch.device,
     ) -> None:  # fmt: skip
         self._sources = sources
-        self._rank, self._parts, self._accumulate = rank, world * accumulate, accumulate
+        self._numbers, self._parts = range(rank, world * accumulate, world), world * accumulate
         self._seed, self._change, self._device = seed, change, device
         self._orders = {
             name: source.dataset.order(_seed_of(seed, k)) for k, (name, source) in enumerate(sources.items())
@@ -83,8 +87,7 @@ class Feed:
 
     def read(self, step: int) -> list[list[Part]]:
         """One step's parts, with tubes in memory that a GPU reads from if there is one."""
-        numbers = range(self._rank * self._accumulate, (self._rank + 1) * self._accumulate)
-        return [[self._part(name, step, number) for name in self._sources] for number in numbers]
+        return [[self._part(name, step, number) for name in self._sources] for number in self._numbers]
 
     def _part(self, name: str, step: int, number: int) -> Part:
         source = self._sources[name]
@@ -101,12 +104,13 @@ class Feed:
         ).part(slice(number * size, (number + 1) * size))  # fmt: skip
         tubes = {k: x.to(self._device, non_blocking=True) for k, x in batch.tubes.items()}
         tubes, mirrored, shares = augment.apply(tubes, source.dataset.plan, changes)
-        targets = torch.from_numpy(source.targets[clips])
-        others = targets[changes.partners()]
+        targets, partners = torch.from_numpy(source.targets[clips]), torch.from_numpy(changes.partners())
+        captions = None if source.captions is None else torch.from_numpy(source.captions[clips])
         ids = source.dataset.known["clip_id"].take(clips).to_pylist()
         return Part(
-            source.head, tubes, mirrored, targets.to(self._device), others.to(self._device), shares, ids
-        )
+            source.head, tubes, mirrored, targets.to(self._device), partners.to(self._device), shares,
+            None if captions is None else captions.to(self._device), ids,
+        )  # fmt: skip
 
 
 def _seed_of(seed: int, dataset: int) -> int:

@@ -1,4 +1,4 @@
-"""From the names that clips are labelled with to the numbers that a head learns."""
+"""From the names that clips are labelled with, and captions, to the numbers that are learned from."""
 
 from __future__ import annotations
 
@@ -68,6 +68,29 @@ def targets(dataset: Labelled, classes: Sequence[str], *, multi_label: bool) -> 
     marked = np.zeros((len(dataset), len(classes)), np.float32)
     marked[np.repeat(np.arange(len(dataset)), counts), flat] = 1
     return marked
+
+
+def captions(datasets: Mapping[str, Labelled]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """All captions, each once; and of each dataset's clips which of them is theirs: int64 (N,).
+
+    SpecError if a clip has none.
+    """
+    columns = {name: dataset.known["caption"].combine_chunks() for name, dataset in datasets.items()}
+    for name, column in columns.items():
+        missing = pc.equal(pc.fill_null(column, ""), "").to_numpy(zero_copy_only=False)
+        if missing.any():
+            dataset = datasets[name]
+            clip = dataset.known["clip_id"][int(np.flatnonzero(missing)[0])].as_py()
+            some = (
+                f"{int(missing.sum()):,} of {len(dataset):,} clips, the first of them {clip}, have no caption"
+            )
+            remedy = "shard a table with `caption`, or set recipe.contrast.against to classes"
+            raise SpecListError([f"{dataset.name}: {some}: {remedy}"])
+    texts = pc.unique(pa.chunked_array(list(columns.values())))
+    numbers = {
+        name: pc.index_in(column, texts).to_numpy().astype(np.int64) for name, column in columns.items()
+    }
+    return texts.to_pylist(), numbers
 
 
 def _flat(dataset: Labelled) -> pa.Array:

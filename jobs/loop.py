@@ -28,10 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import checkpoints
 from jobs.accuracy import accuracies
 from jobs.feed import Feed, Part
-from jobs.materials import create, materials
+from jobs.materials import Materials, create, materials
 from jobs.metrics import Meter, Row
 from jobs.model import in_bfloat16
-from jobs.objective import Objective
+from jobs.objective import Objective, objective
 from jobs.optimizer import Average, optimizer, set_rate
 from jobs.recipe import Learning
 from models import weights
@@ -116,7 +116,7 @@ class _Training:
         data = materials(spec)
         self.classes, self.sources, self.tests = data.classes, data.sources, data.tests
         self.model = create(spec, data)
-        self.module, self.wrapped = self._laid_out()
+        self.module, self.wrapped = self._laid_out(data)
         self.optimizer = optimizer(self.model.named_parameters(), spec.recipe.optimizer)
         ema = spec.recipe.optimizer.ema
         self.average = None if ema is None else Average(self.module.named_parameters(), ema)
@@ -130,13 +130,11 @@ class _Training:
         self.there: list[int] = seen[0]
         self.best: float = seen[1]
 
-    def _laid_out(self) -> tuple[Objective, nn.Module]:
+    def _laid_out(self, data: Materials) -> tuple[Objective, nn.Module]:
         """The module with its weights where the strategy wants them, and what its batches go through."""
-        strategy, recipe = self.spec.strategy, self.spec.recipe
+        strategy = self.spec.strategy
         self.model.recompute_activations(strategy.recompute)
-        module = Objective(
-            self.model.to(self.device), label_smoothing=recipe.label_smoothing, multi_label=recipe.multi_label
-        )
+        module = objective(self.spec, data, self.model.to(self.device), self.device)
         layers = [layer for layer in self.model.modules() if isinstance(layer, Layer)]
         if strategy.compile:
             for layer in layers:
@@ -200,19 +198,20 @@ class _Training:
         return last
 
     def _step(self, step: int, parts: list[list[Part]]) -> dict[str, float]:
-        """One step of the optimizer: the mean loss, the gradient's norm, and the share of hits by dataset."""
+        """One step of the optimizer: mean losses, the gradient's norm, and the share of hits by dataset."""
         recipe = self.spec.recipe
-        self.model.train()
+        self.module.train()
         # Dropout, say, is another on each rank, and the same after a restart.
         torch.manual_seed(hash((recipe.seed, step, self.rank)))
         self.optimizer.zero_grad(set_to_none=True)
-        found = {"loss": 0.0}
+        found: dict[str, float] = {}
         for number, part in enumerate(parts):
             with self._synchronised(number == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    loss, logits = self.wrapped(part)
+                    loss, logits, terms = self.wrapped(part)
                 (loss / len(parts)).backward()
-            found["loss"] += loss.item() / len(parts)
+            for name, value in {"loss": loss, **terms}.items():
+                found[name] = found.get(name, 0.0) + value.item() / len(parts)
             for name, x, one in zip(self.sources, logits, part, strict=True):
                 if not recipe.multi_label:
                     hits = (x.argmax(1) == one.targets).float().mean().item()

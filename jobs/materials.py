@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 import models
+from jobs import contrast, distill
 from jobs.feed import Source
-from jobs.labels import Classes, classes_of, targets
+from jobs.labels import Classes, captions, classes_of, targets
 from jobs.model import Weighted
 from jobs.optimizer import freeze
 from jobs.recipe import Clips, Learning
@@ -25,12 +26,16 @@ from pipeline.storage import locate
 
 @dataclass(frozen=True)
 class Materials:
-    """sampling: of the clips. classes: of each head. sources: to learn from. tests: to be tested on."""
+    """sampling: of the clips. classes: of each head. sources: to learn from. tests: to be tested on.
+
+    captions: all that clips have, if they are learned from.
+    """
 
     sampling: Sampling
     classes: Classes
     sources: dict[str, Source]
     tests: dict[str, Source]
+    captions: Sequence[str] = ()
 
 
 def materials(spec: Learning) -> Materials:
@@ -58,7 +63,11 @@ def materials(spec: Learning) -> Materials:
         if len(names) < 2:
             problem = f"{len(names)} classes ({', '.join(names) or 'none'}): there is nothing to tell apart"
             raise SpecListError([f"head {head!r}: {problem}"])
-    return found
+    if spec.recipe.contrast is None or spec.recipe.contrast.against == "classes":
+        return found
+    texts, numbers = captions(data)
+    sources = {name: replace(source, captions=numbers[name]) for name, source in found.sources.items()}
+    return replace(found, sources=sources, captions=texts)
 
 
 def create(spec: Learning, data: Materials) -> Model:
@@ -100,10 +109,18 @@ def check(spec: Learning, data: Materials) -> None:
     options, wanted = _options(spec, data), spec.model
     try:
         models.check(wanted.name, checkpoint=wanted.saved, **options)
+        config = registry.resolve(wanted.name, options)
+        if wanted.saved is not None:
+            config = weights.agree(config, wanted.saved)
         with torch.device("meta"):
-            freeze(build.build(registry.resolve(wanted.name, options)), spec.recipe.optimizer)
+            model = build.build(config)
+            freeze(model, spec.recipe.optimizer)
     except (ValueError, OSError, KeyError) as error:
         raise SpecListError([str(error)]) from None
+    if spec.recipe.contrast is not None:
+        contrast.check(spec.recipe.contrast, config, model.dim)
+    if spec.recipe.distill is not None:
+        distill.check(config)
 
 
 def _options(spec: Learning, data: Materials) -> Options:

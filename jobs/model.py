@@ -86,10 +86,8 @@ class Weighted(Architecture):
     def absolute(self) -> Self:
         """The same with paths that mean the same in every process; weights may be one, or a tag."""
         clip, init = self.clip, self.init
-        if clip is not None and clip.pretrained is not None and Path(clip.pretrained).exists():
-            clip = clip.model_copy(update={"pretrained": absolute(clip.pretrained)})
-        if clip is not None and is_file(clip.arch):
-            clip = clip.model_copy(update={"arch": absolute(clip.arch)})
+        if clip is not None:
+            clip = clip.model_copy(update=clip_at_home(clip.arch, clip.pretrained))
         if init is not None and Path(init.weights).exists():
             init = init.model_copy(update={"weights": absolute(init.weights)})
         paths = {"checkpoint": absolute(self.checkpoint), "tubes_from": absolute(self.tubes_from)}
@@ -117,6 +115,14 @@ def saved(checkpoint: str | None, field: str = "model.checkpoint") -> str | None
     if checkpoint is None or not checkpoint.startswith("package://"):
         return checkpoint
     return locate(checkpoint, field).path
+
+
+def clip_at_home(arch: str | None, pretrained: str | None) -> dict[str, str | None]:
+    """Both fields of a CLIP tower, with paths that mean the same in every process; weights may be a tag."""
+    return {
+        "arch": absolute(arch) if is_file(arch) else arch,
+        "pretrained": absolute(pretrained) if pretrained and Path(pretrained).exists() else pretrained,
+    }
 
 
 def absolute(path: str | None) -> str | None:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from jobs.model import Precision, Weighted, absolute
+from jobs.model import Precision, Weighted, absolute, clip_at_home
 from jobs.room import Labels
+from jobs.terms import Contrast, Distill
 from pipeline.order import shares
 from pipeline.plan import Frozen
 
@@ -112,6 +113,7 @@ class Recipe(Frozen):
     accumulate: parts that a worker's share of a batch is worked through in.
     label_smoothing: of the cross-entropy (arXiv:1512.00567). multi_label: any number of labels a clip, each
         with a sigmoid of its own.
+    contrast, distill: losses beside it; None is without.
     """
 
     steps: PositiveInt
@@ -120,6 +122,8 @@ class Recipe(Frozen):
     accumulate: PositiveInt = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     multi_label: bool = False
+    contrast: Contrast | None = None
+    distill: Distill | None = None
     augment: Augment = Augment()
     seed: NonNegativeInt = 0
 
@@ -238,6 +242,13 @@ class Learning(Frozen):
 
         validation = self.validation.model_copy(update={"data": at_home(self.validation.data)})
         given = {"data": at_home(self.data), "model": self.model.absolute(), "validation": validation}
+        contrast = self.recipe.contrast
+        if contrast is not None and contrast.clip is not None:
+            tower = contrast.clip.model_copy(
+                update=clip_at_home(contrast.clip.arch, contrast.clip.pretrained)
+            )
+            contrast = contrast.model_copy(update={"clip": tower})
+            given["recipe"] = self.recipe.model_copy(update={"contrast": contrast})
         return self.model_copy(update=given)
 
 

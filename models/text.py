@@ -39,6 +39,10 @@ class TextEncoder(nn.Module):
         return super().train(False)
 
     @property
+    def device(self) -> torch.device:
+        return self.clip.logit_scale.device
+
+    @property
     def logit_scale(self) -> float:
         """What cosines are multiplied by before the softmax, about 100 (SigLIP: before the sigmoid)."""
         return self.clip.logit_scale.exp().item()
@@ -53,11 +57,10 @@ class TextEncoder(nn.Module):
         """float32 (N, E), unnormalised. A text too long for the tower is cut off, as open_clip does."""
         if isinstance(texts, str):
             raise ValueError(f"texts = {texts!r}: must be a list of texts, not one")
-        device = self.clip.logit_scale.device
-        parts_NE = [torch.empty(0, self.dim, device=device)]
+        parts_NE = [torch.empty(0, self.dim, device=self.device)]
         for start in range(0, len(texts), BATCH):
             tokens = self.tokenizer(list(texts[start : start + BATCH]))
-            parts_NE.append(self.clip.encode_text(tokens.to(device)).float())
+            parts_NE.append(self.clip.encode_text(tokens.to(self.device)).float())
         return torch.cat(parts_NE)
 
     def zero_shot(self, classes: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)) -> Tensor:
@@ -86,13 +89,8 @@ def text_encoder(clip: ClipConfig, seed: int = 0) -> TextEncoder:
     `clip.pretrained` None gives random weights, always the same for a seed. The caller's random state is
     left alone. ValueError or FileNotFoundError name what is wrong.
     """
-    image_tower = tower(clip.arch)
-    source = f"model.clip.arch = {clip.arch!r}"
-    if clip.pretrained is not None:
-        clip_weights.check_source(clip)
-    described = config(image_tower.arch)
-    if not isinstance(described.get("text_cfg"), dict):
-        raise ValueError(f"{source}: it describes no text tower; add a text_cfg to it")
+    check(clip)
+    source, described = f"model.clip.arch = {clip.arch!r}", config(clip.arch or "")
     tokenizer = _tokenizer(described["text_cfg"], source)
     state = None if clip.pretrained is None else clip_weights.text_state(clip)
     with torch.random.fork_rng(devices=[]):
@@ -102,6 +100,16 @@ def text_encoder(clip: ClipConfig, seed: int = 0) -> TextEncoder:
         fit(model.state_dict(), state, f"model.clip.pretrained = {clip.pretrained!r}")
         model.load_state_dict(state)
     return TextEncoder(model, tokenizer, described["embed_dim"])
+
+
+def check(clip: ClipConfig) -> int:
+    """Raise what `text_encoder` would, without weights or a tokenizer; the channels of its embeddings."""
+    described = config(tower(clip.arch).arch)
+    if clip.pretrained is not None:
+        clip_weights.check_source(clip)
+    if not isinstance(described.get("text_cfg"), dict):
+        raise ValueError(f"model.clip.arch = {clip.arch!r}: it describes no text tower; add a text_cfg to it")
+    return described["embed_dim"]
 
 
 def _build(described: dict[str, Any], source: str) -> nn.Module:

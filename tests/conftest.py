@@ -64,6 +64,17 @@ def corpus(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the other processes of a test: with more, sums are rounded otherwise."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for all jobs of a file; `jobs.run` uses one that is there."""

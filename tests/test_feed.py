@@ -57,15 +57,19 @@ def test_each_epoch_holds_each_clip_once(found: Materials) -> None:
 def test_processes_share_what_one_would_see(found: Materials, world: int, accumulate: int) -> None:
     for step in (0, 5):
         (whole,) = feed(found).read(step)
-        parts = [part for rank in range(world) for part in feed(found, rank, world, accumulate).read(step)]
+        read = [feed(found, rank, world, accumulate).read(step) for rank in range(world)]
+        # The ranks' first parts stand together, then their second ones: losses compare clips of one round.
+        parts = [part for each in zip(*read, strict=True) for part in each]
         assert len(parts) == world * accumulate
         for number, one in enumerate(whole):
             some = [part[number] for part in parts]
             assert [name for part in some for name in part.clip_ids] == one.clip_ids
             for name, x in one.tubes.items():
                 assert torch.equal(torch.cat([part.tubes[name] for part in some]), x)
-            for field in ("targets", "others", "shares"):
+            for field in ("targets", "shares"):
                 assert torch.equal(torch.cat([getattr(part, field) for part in some]), getattr(one, field))
+            others = torch.cat([part.targets[part.partners] for part in some])
+            assert torch.equal(others, one.targets[one.partners])
 
 
 def test_a_step_is_the_same_whenever_it_is_read(found: Materials) -> None:

@@ -16,6 +16,7 @@ import pytest
 import tiny_shards
 import torch
 from safetensors.torch import load_file
+from training import by_torchrun, trained
 
 import models
 from jobs import checkpoints
@@ -23,30 +24,13 @@ from jobs.loop import DivergedError, Row, train
 from jobs.spec import TrainSpec, load
 from models import weights
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """In every process: with more, sums are rounded otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny_shards.write(tmp_path / "clips", 40)
     return tmp_path
-
-
-def trained(values: dict[str, Any], name: str = "run") -> tuple[list[Row], dict[str, torch.Tensor]]:
-    """Train in this process: what was logged, and the weights."""
-    spec = load(values)
-    assert isinstance(spec, TrainSpec)
-    run, rows = Path(spec.output.path).with_name(name), []
-    run.mkdir(exist_ok=True)
-    train(spec, run, rows.append)
-    return rows, load_file(run / "model" / "model.safetensors")
 
 
 def with_(values: dict[str, Any], **recipe: Any) -> dict[str, Any]:
@@ -108,21 +92,6 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(folder: Path, ema: float
     resumed = load_file(run / "model" / "model.safetensors")
     for name, x in whole.items():
         torch.testing.assert_close(resumed[name], x, rtol=0, atol=0, msg=name)
-
-
-def by_torchrun(values: dict[str, Any], folder: Path, name: str, processes: int) -> list[Row]:
-    """The rows that the first of so many processes logs."""
-    run = folder / name
-    run.mkdir()
-    (folder / f"{name}.json").write_text(json.dumps(values))
-    worker = Path(__file__).parent / "train_worker.py"
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-         str(worker), str(folder / f"{name}.json"), str(run)],
-        env={**os.environ, "PYTHONPATH": str(worker.parent.parent), "OMP_NUM_THREADS": "1"},
-        check=True, capture_output=True, timeout=200,
-    )  # fmt: skip
-    return [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

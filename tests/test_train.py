@@ -17,13 +17,13 @@ import pytest
 import tiny_shards
 import torch
 from safetensors.torch import load_file
+from training import refused
 
 import jobs
 from jobs import checkpoints, metrics
 from jobs.curves import page
 from jobs.metrics import Row
 from jobs.spec import load
-from pipeline.errors import SpecError
 
 
 @pytest.fixture
@@ -94,13 +94,6 @@ def test_interrupted_it_saves_and_the_same_command_goes_on(folder: Path) -> None
     assert isinstance(rows, list)
     assert [row["step"] for row in rows] == list(range(20, 601, 20))
     assert (folder / "run" / "model" / "model.safetensors").exists()
-
-
-def refused(values: dict[str, Any]) -> str:
-    with pytest.raises(SpecError) as caught:
-        jobs.run(values)
-    assert not (Path(values["output"]["path"]) / "model").exists()
-    return str(caught.value)
 
 
 def test_what_does_not_fit_is_told_before_anything_starts(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,16 @@ def write(
     still: bool = False,
     seed: int = 0,
     labels: Sequence[Any] = (),
+    captions: Sequence[Any] = (),
     videos: int | None = None,
+    plan: Plan | None = None,
 ) -> str:
     """Shards of 8 clips each: noise with more of one colour, which is the label. The folder's name.
 
-    videos: how many they are of, in turns; one for each clip if left out.
+    videos: how many they are of, in turns; one for each clip if left out. plan: other than the tiny model's.
     """
     videos = clips if videos is None else videos
-    found = (models.image_plan if still else models.plan)(NAME, frames=4, size=(8, 12), tubes=TUBES)
+    found = plan or (models.image_plan if still else models.plan)(NAME, frames=4, size=(8, 12), tubes=TUBES)
     assert isinstance(found, Plan)
     schema, rng = shard_schema(found, SAMPLING), np.random.default_rng([seed, still])
     folder.mkdir(parents=True)
@@ -45,6 +48,7 @@ def write(
         columns: dict[str, list[Any]] = {
             "clip_id": [f"{folder.name}{k % videos}.mp4#{k // videos}-9/0" for k in numbers],
             "labels": [labels[k] if labels else [COLOURS[k % videos % 3]] for k in numbers],
+            "caption": [captions[k] if captions else None for k in numbers],
             "split": ["out" if k % 4 == 3 else "in" for k in numbers],
             "group": [f"person {k % videos % 4}" for k in numbers],
         }
@@ -63,6 +67,15 @@ def write(
         with pa.ipc.new_file(folder / f"{start:04d}.arrow", schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
     return str(folder)
+
+
+def tower(folder: Path, channels: int) -> str:
+    """A config file of a CLIP with tiny towers: of 4-pixel patches, and texts of so many channels."""
+    vision = {"image_size": 8, "patch_size": 4, "width": 64, "layers": 2}
+    text = {"width": 32, "heads": 2, "layers": 2}
+    path = folder / f"tower_{channels}.json"
+    path.write_text(json.dumps({"embed_dim": channels, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
 
 
 def spec(folder: Path, **changed: Any) -> dict[str, Any]:

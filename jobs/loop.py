@@ -280,11 +280,11 @@ class _Training:
 
     def _write(self, name: str) -> None:
         """RUN/name: all weights, the averaged ones if there are such, and what the classes are called."""
-        with self._averaged():
+        with self._averaged():  # until it is written: on a CPU these are the weights themselves, no copies
             state = {
                 name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
                 for name, x in self.model.state_dict().items()
             }
-        if self.rank == 0:
-            weights.save(self.model, self.folder / name, state=state, classes=self.classes)
+            if self.rank == 0:
+                weights.save(self.model, self.folder / name, state=state, classes=self.classes)
         dist.barrier()

@@ -206,8 +206,6 @@ class Learning(Frozen):
         if self.strategy.parallel == "fsdp" and not self.model.name.startswith(SHARED_OUT):
             problem = f"only {' and '.join(f'{name}*' for name in SHARED_OUT)} so far; take ddp"
             raise ValueError(f"strategy.parallel = 'fsdp' with {self.model.name}: {problem}")
-        if self.strategy.parallel == "fsdp" and self.recipe.optimizer.ema is not None:
-            raise ValueError("strategy.parallel = 'fsdp' with recipe.optimizer.ema: not yet; take ddp")
         if self.recipe.multi_label and self.validation.data:
             raise ValueError("validation.data: of any number of labels are tested by a job of kind evaluate")
         trained = {self.head(name) for name in self.data}

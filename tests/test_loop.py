@@ -16,11 +16,13 @@ import pytest
 import tiny_shards
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from training import by_torchrun, trained
 
 import models
 from jobs import checkpoints
 from jobs.loop import DivergedError, Row, train
+from jobs.optimizer import Average
 from jobs.spec import TrainSpec, load
 from models import weights
 
@@ -110,10 +112,8 @@ def test_two_processes_come_to_what_one_does(folder: Path, parallel: str) -> Non
     few = {"data": {"few": {"shards": str(folder / "few"), "head": "clips"}}, "every_steps": 10, "batch": 2}
     recipe: dict[str, Any] = {
         "steps": 20, "batch": 24, "accumulate": 2, "augment": {"flip": 0.5, "mixup": 0.5},
-        "optimizer": {"name": "sgd", "learning_rate": 0.05, "warm_up_steps": 3},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "warm_up_steps": 3, "ema": 0.5},
     }  # fmt: skip
-    if parallel == "ddp":
-        recipe["optimizer"]["ema"] = 0.5
     values = with_(
         tiny_shards.spec(
             folder, data=data, validation=few, resources={"workers": [1, 2]}, strategy={"parallel": parallel}
@@ -188,6 +188,23 @@ def test_the_best_model_is_kept(folder: Path) -> None:
     best = load_file(folder / "run" / "best" / "model.safetensors")
     assert best.keys() == last.keys()
     assert torch.equal(best["head.weight"], last["head.weight"]) == (score["step"] == 60)
+
+
+def test_what_is_saved_are_the_averaged_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Average] = []
+    update = Average.update
+
+    def seen(self: Average, model: nn.Module, step: int) -> None:
+        update(self, model, step)
+        kept.append(self)
+
+    monkeypatch.setattr(Average, "update", seen)
+    _, state = trained(with_(tiny_shards.spec(folder), optimizer={"learning_rate": 3e-3, "ema": 0.9}))
+    assert len(kept) == 12
+    for name, x in kept[-1].values.items():
+        assert torch.equal(state[name.removeprefix("model.")], x), name
+    _, own = trained(tiny_shards.spec(folder), "own")
+    assert not torch.equal(own["head.weight"], state["head.weight"])
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_clips(folder: Path) -> None:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,12 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import checkpoints
 from jobs.accuracy import accuracies
+from jobs.checkpoints import Saver
 from jobs.feed import Feed, Part
-from jobs.materials import Materials, create, materials
+from jobs.materials import Materials, create, held, materials
 from jobs.metrics import Meter, Row
 from jobs.model import in_bfloat16
 from jobs.objective import Objective, objective
 from jobs.optimizer import Average, optimizer, set_rate
+from jobs.processes import processes, terminated
 from jobs.recipe import Learning
 from models import weights
 from models.transformer import Layer
@@ -60,45 +59,13 @@ def train(spec: Learning, run: Path, log: Log) -> bool:
         False if it was stopped: by SIGTERM, or because RUN/.stop is there. What was done is in a checkpoint.
 
     Raises:
-        SpecError: the spec does not fit its data.
+        SpecError: the spec does not fit its data, or that is not what the last checkpoint was made with.
+        StorageError: a checkpoint cannot be written.
         DivergedError: naming the step and the clips; the last checkpoint is from before.
     """
     with terminated() as stopped, processes() as device:
         torch.use_deterministic_algorithms(spec.strategy.deterministic)
         return _Training(spec, run, log, device, stopped).run()
-
-
-@contextmanager
-def terminated() -> Iterator[Event]:
-    """Set by SIGTERM, where a handler of it can be had: Python allows one to the main thread alone."""
-    stopped = Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def processes() -> Iterator[torch.device]:
-    """This process' device, with a process group: the one there is, torchrun's, or one of its own."""
-    if dist.is_initialized():  # by Ray, which has also chosen a GPU, or none
-        cuda = "nccl" in dist.get_backend()
-        yield torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        return
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if cuda else "gloo", **({} if "RANK" in os.environ else alone))
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
 
 
 class _Training:
@@ -115,6 +82,7 @@ class _Training:
             raise SpecError("recipe.batch", spec.recipe.batch, problem)
         data = materials(spec)
         self.classes, self.sources, self.tests = data.classes, data.sources, data.tests
+        self.held = held(spec, data)
         self.model = create(spec, data)
         self.module, self.wrapped = self._laid_out(data)
         self.optimizer = optimizer(self.model.named_parameters(), spec.recipe.optimizer)
@@ -150,6 +118,13 @@ class _Training:
 
     def run(self) -> bool:
         """All steps that are left; False if it was asked to stop, and has, after a checkpoint."""
+        with Saver(self.folder, self.spec.checkpoints.keep, self.held) as saver:
+            finished = self._steps(saver)
+        if finished:
+            self._write("model")
+        return finished
+
+    def _steps(self, saver: Saver) -> bool:
         spec, recipe = self.spec, self.spec.recipe
         first = self._resume()
         feed = Feed(
@@ -173,12 +148,10 @@ class _Training:
                 self._test(done)
             stop = self._asked_to_stop()
             if (done % spec.checkpoints.every_steps == 0 or stop) and not last:
-                keep = spec.checkpoints.keep
-                checkpoints.save(self.folder, done, self.module, self.optimizer, self.average, keep)
+                saver.save(done, self.module, self.optimizer, self.average)
             if stop and not last:
                 return False
             asked = time.perf_counter()
-        self._write("model")
         return True
 
     def _asked_to_stop(self) -> bool:
@@ -193,6 +166,7 @@ class _Training:
         if not self.there:
             return 0
         last = self.there[-1]
+        checkpoints.check(self.folder, last, self.held)
         checkpoints.load(self.folder, last, self.module, self.optimizer, self.average)
         self.log({"step": last, "resumed": last})
         return last

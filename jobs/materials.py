@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import models
@@ -22,6 +25,14 @@ from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardSet, require, shard_files
 from pipeline.storage import locate
+
+
+class Held(NamedTuple):
+    """What a dataset holds: the folder of its shards, its clips, and a digest of how they lie in them."""
+
+    folder: str
+    clips: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,19 @@ def materials(spec: Learning) -> Materials:
     texts, numbers = captions(data)
     sources = {name: replace(source, captions=numbers[name]) for name, source in found.sources.items()}
     return replace(found, sources=sources, captions=texts)
+
+
+def held(spec: Learning, data: Materials) -> dict[str, Held]:
+    """What each dataset holds: the order of a run's clips depends on it, so that it must not change."""
+    found = {}
+    for name, source in data.sources.items():
+        dataset = source.dataset
+        counts = np.bincount(dataset.known["shard"].to_numpy(), minlength=len(dataset.files))
+        files = (file.location.path.rpartition("/")[2] for file in dataset.files)
+        lines = "".join(f"{file} {count}\n" for file, count in zip(files, counts, strict=True))
+        digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
+        found[name] = Held(spec.data[name].shards, len(dataset), digest)
+    return found
 
 
 def create(spec: Learning, data: Materials) -> Model:

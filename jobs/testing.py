@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import models
 from jobs.feed import Source
 from jobs.labels import targets
-from jobs.loop import processes
 from jobs.materials import open_data, sampling_of
 from jobs.model import in_bfloat16
+from jobs.processes import processes
 from jobs.recipe import Testing
 from jobs.scores import Scores
 from models import weights

@@ -16,7 +16,7 @@ from jobs.report import Progress
 from jobs.room import Room
 from jobs.spec import TrainSpec, difference, dump, load
 from jobs.workers import WorkerError, launch
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, StorageError
 from pipeline.lock import only_writer
 from pipeline.storage import locate, write_atomic
 
@@ -38,7 +38,7 @@ def run_train(spec: TrainSpec, progress: Progress) -> list[Row]:
     with only_writer(spec.output.path):
         again = begun(run, spec)
         if not (run / MODEL / "config.json").exists():
-            _check(spec)
+            _check(spec, run)
             if not again:
                 write_atomic(locate(str(run / SPEC)), dump(spec).encode())
             progress.status("starting Ray ...")
@@ -69,11 +69,15 @@ def begun(run: Path, spec: TrainSpec | ProbeSpec) -> bool:
     return False
 
 
-def _check(spec: TrainSpec) -> None:
+def _check(spec: TrainSpec, run: Path) -> None:
     """Raise here what every worker would."""
-    from jobs.materials import check, materials
+    from jobs import checkpoints
+    from jobs.materials import check, held, materials
 
-    check(spec, materials(spec))
+    data = materials(spec)
+    check(spec, data)
+    for step in checkpoints.steps(run)[-1:]:
+        checkpoints.check(run, step, held(spec, data))
 
 
 def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
@@ -131,9 +135,17 @@ def work(config: dict[str, str]) -> None:
         metrics({"step": last, "resumed": last})
     try:
         train(spec, run, metrics or (lambda row: None))
-    except DivergedError as error:  # is told, and not raised: to try again would come to the same
+    except (DivergedError, StorageError) as error:  # to try again would come to the same
         if metrics is not None:
-            (run / FAILED).write_text(str(error))
+            _give_up(run, error)
     finally:
         if metrics is not None:
             metrics.close()
+
+
+def _give_up(run: Path, error: Exception) -> None:
+    """Say why, and end without an error, which Ray would answer by another attempt."""
+    try:
+        (run / FAILED).write_text(str(error))
+    except OSError:  # no room even for that
+        raise error from None

@@ -215,7 +215,7 @@ class _Hashing:
         self.size_bytes = 0
 
     def write(self, data: Any) -> int:
-        with _written(self._target):
+        with written(self._target):
             self._sink.write(data)
         self._sha256.update(data)
         size = memoryview(data).nbytes
@@ -245,17 +245,17 @@ def atomic_file(target: Location) -> Iterator[_Hashing]:
     if not target.is_local:
         buffer = pa.BufferOutputStream()
         yield _Hashing(buffer, target)
-        with _written(target), target.filesystem.open_output_stream(target.path) as stream:
+        with written(target), target.filesystem.open_output_stream(target.path) as stream:
             stream.write(buffer.getvalue())
         return
     path = Path(target.path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _written(target):
+    with written(target):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("wb")
     try:
         yield _Hashing(file, target)
-        with _written(target):
+        with written(target):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -265,7 +265,7 @@ def atomic_file(target: Location) -> Iterator[_Hashing]:
             file.close()
         with suppress(OSError):  # where nothing can be written, nothing may be removed; a rerun does that
             temporary.unlink(missing_ok=True)
-    with _written(target):
+    with written(target):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -274,7 +274,7 @@ def atomic_file(target: Location) -> Iterator[_Hashing]:
 
 
 @contextmanager
-def _written(target: Location) -> Iterator[None]:
+def written(target: Location) -> Iterator[None]:
     """Name the file in what goes wrong with writing it."""
     try:
         yield
@@ -289,12 +289,12 @@ def streamed_file(target: Location) -> Iterator[_Hashing]:
         with atomic_file(target) as sink:
             yield sink
         return
-    with _written(target):
+    with written(target):
         stream = target.filesystem.open_output_stream(target.path)
     try:
         yield _Hashing(stream, target)
     finally:
-        with _written(target):
+        with written(target):
             stream.close()
 
 

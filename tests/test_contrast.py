@@ -17,7 +17,7 @@ from training import by_torchrun, part, refused, trained
 
 import models
 from jobs.contrast import CaptionContrast, ClassContrast, Texts
-from jobs.loop import processes
+from jobs.processes import processes
 from models import ClipConfig
 from models.text import TextEncoder, similarity, text_encoder
 from pipeline.batches import to_torch

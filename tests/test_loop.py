@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import tiny_shards
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from training import by_torchrun, trained
+from training import CutOffError, by_torchrun, cut_off, trained
 
 import models
 from jobs import checkpoints
@@ -53,25 +51,6 @@ def test_it_learns_and_the_model_is_what_it_was_tested_as(folder: Path) -> None:
     )
     assert stored.model.num_classes == 3
     torch.testing.assert_close(model.state_dict()["head.weight"], state["head.weight"], rtol=0, atol=0)
-
-
-class CutOffError(Exception):
-    """Stands for whatever ends a process."""
-
-
-@contextmanager
-def cut_off(steps: int) -> Iterator[None]:
-    """Training ends after so many steps of its optimizer."""
-    left, step = iter(range(steps)), torch.optim.AdamW.step
-
-    def some(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
-        if next(left, None) is None:
-            raise CutOffError
-        return step(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", some)
-        yield
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

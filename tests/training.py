@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,25 @@ def part(
         torch.ones(count) if shares is None else torch.tensor(shares),
         None if captions is None else torch.tensor(captions), [],
     )  # fmt: skip
+
+
+class CutOffError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@contextmanager
+def cut_off(steps: int) -> Iterator[None]:
+    """Training ends after so many steps of its optimizer."""
+    left, step = iter(range(steps)), torch.optim.AdamW.step
+
+    def some(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise CutOffError
+        return step(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", some)
+        yield
 
 
 def by_torchrun(values: dict[str, Any], folder: Path, name: str, processes: int) -> list[Row]:

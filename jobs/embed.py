@@ -20,9 +20,10 @@ from pipeline.corpus import Media
 from pipeline.errors import Failure, SpecError, SpecListError
 from pipeline.plan import Plan
 from pipeline.pools import Pool
+from pipeline.rows import Covered
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardReader, ShardSet, meta_fields, require, shard_files
-from pipeline.stages import RECEIPT, Cutting, Decode, unpack, worker
+from pipeline.stages import RECEIPT, Cutting, Decode, unpack, work, worker
 from pipeline.storage import locate
 from pipeline.units import REDOES
 
@@ -99,12 +100,12 @@ class Embed:
     A batch is formed inside its unit, in plan order, so a view's neighbours do not depend on timing.
     """
 
-    def __init__(self, run: Run, encoder: Encoder, threads: int, root: str):
+    def __init__(self, run: Run, encoder: Encoder, threads: int, root: str, gpus: float = 0.0):
         import torch
 
         torch.set_num_threads(threads)
         self._torch = torch
-        self._run, self._settings, self._root = run, encoder.model, root
+        self._run, self._settings, self._root, self._gpus = run, encoder.model, root, gpus
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_views = encoder.model.batch_views
         self._half = in_bfloat16(encoder.model.precision, self._device.type)
@@ -114,22 +115,28 @@ class Embed:
         self._plans: dict[Media, Plan] = {"video": self._model.plan}
         if image_plan is not None:
             self._plans["image"] = image_plan
+        self._idle_since = time.perf_counter()
 
     def __call__(self, units: pa.Table) -> pa.Table:
+        begun_at, waited_seconds = time.time(), time.perf_counter() - self._idle_since
         batches: Iterable[pa.RecordBatch]
         if "views" in units.column_names:
             receipt, media, batches, failures = unpack(units)
         else:
             row = units.to_pylist()[0]
             receipt, media, failures = Receipt(row["unit"], inputs=len(row["items"])), row["media"], []
-            batches = self._stored(row["items"])
+            batches = self._stored(row["items"], media, receipt)
+        receipt.wait_seconds += waited_seconds
         table = self.table(batches, media, receipt, failures)
         receipt.clips = 0 if table is None else table.num_rows
         receipt.batch_views = self._batch_views
         if table is not None and table.num_rows:
             path = f"units/{self._run.name(receipt.unit)}.parquet"
             receipt.files.append(self._run.write_table(path, table))
+        receipt.gpu_seconds = receipt.model_seconds * self._gpus
+        receipt.work.append(work("embed", begun_at))
         self._run.commit(receipt, failures)
+        self._idle_since = time.perf_counter()
         return pa.table([[receipt.to_json()]], schema=RECEIPT)
 
     def table(
@@ -184,11 +191,21 @@ class Embed:
         self._batch_views //= 2
         self._torch.cuda.empty_cache()
 
-    def _stored(self, items: list[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    def _stored(
+        self, items: list[dict[str, Any]], media: Media, receipt: Receipt
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of shards; the model waits while they are read."""
+        covered, size = Covered(), self._settings.batch_views
         for item in items:
             reader = ShardReader(locate(self._root, "input.shards") / item["uri"])
-            for start in range(item["first_row"], item["stop_row"], self._settings.batch_views):
-                yield reader.rows(start, min(item["stop_row"], start + self._settings.batch_views))
+            for start in range(item["first_row"], item["stop_row"], size):
+                begun = time.perf_counter()
+                batch = reader.rows(start, min(item["stop_row"], start + size))
+                receipt.wait_seconds += time.perf_counter() - begun
+                receipt.tube_bytes += batch.num_rows * reader.plan.bytes_per_clip
+                covered.add(batch)
+                yield batch
+        receipt.video_seconds = covered.seconds if media == "video" else 0.0
 
 
 def open_shards(spec: EmbedSpec) -> dict[Media, ShardSet]:
@@ -248,7 +265,7 @@ def pools(
         actors = model.actors or max(1, min(here.nodes, int(here.cpus)))
         threads = max(1, int(model.cpus or cores))
     labels = room.chosen(model.labels)
-    embedders = Pool(Embed, (run, encoder, threads, cutting.root), actors, cpus, gpus, labels)
+    embedders = Pool(Embed, (run, encoder, threads, cutting.root, gpus), actors, cpus, gpus, labels)
     if stored:
         return [embedders]
     decode_cpus = decode.cpus or (min(1.0, decoding) if beside and not on_gpu else 1.0)

@@ -7,6 +7,7 @@ that they are there. A unit without a record does not exist, and doing it again 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -30,18 +31,40 @@ class File:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """When a worker of a stage had a unit, in seconds since 1970 by its own clock."""
+
+    stage: str
+    worker: str  # host and process
+    begun_at: float
+    ended_at: float
+    peak_memory_bytes: int  # of that process so far, with what it has touched of memory that is shared
+
+
 @dataclass
 class Receipt:
-    """What became of one unit: its commit record, and the one row that travels back to the driver."""
+    """What became of one unit: its commit record, and the one row that travels back to the driver.
+
+    Records of earlier versions lack some fields, and count for nothing there.
+    """
 
     unit: int
     inputs: int = 0
     failed_inputs: int = 0  # that gave nothing at all
     clips: int = 0
     failures: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # of the failures
+    frames: int = 0  # that decoders gave out, also those that no clip shows
+    video_seconds: float = 0.0  # that clips cover, each moment once
+    tube_bytes: int = 0
     decode_seconds: float = 0.0  # wall time inside the decoder, and inside the model
+    decode_cpu_seconds: float = 0.0
     model_seconds: float = 0.0
+    wait_seconds: float = 0.0  # that the model's worker had nothing to do before this unit, or within it
+    gpu_seconds: float = 0.0  # model_seconds, times the GPUs that its worker holds
     batch_views: int | None = None  # of the model in the end: fewer than asked for if a GPU's memory ran out
+    work: list[Work] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -50,7 +73,8 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         values = json.loads(text)
-        return cls(**{**values, "files": [File(**file) for file in values["files"]]})
+        work = [Work(**work) for work in values.get("work", ())]
+        return cls(**{**values, "work": work, "files": [File(**file) for file in values["files"]]})
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class Run:
             table = failure_table(failures, receipt.unit)
             receipt.files.append(self.write_table(f"failures/{self.name(receipt.unit)}.parquet", table))
         receipt.failures = len(failures)
+        receipt.reasons = dict(Counter(failure.reason for failure in failures))
         write_atomic(self.place / f"commits/{self.name(receipt.unit)}.json", receipt.to_json().encode())
 
     def committed(self) -> set[int]:

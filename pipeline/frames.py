@@ -77,6 +77,7 @@ class Video:
             MediaError: `unreadable`, `no_video`, `corrupt`, `too_large` or `timeout`.
         """
         self._keep = keep_damaged
+        self.decoded = 0  # frames that the decoder has given out so far
         self._media = Media(location, limits or Limits(), not keep_damaged, hardware)
         try:
             self._index = read_index(self._media, reach)
@@ -111,7 +112,9 @@ class Video:
         self._media.reopen()
         try:
             for packet in self._media.packets():
-                if any(frame.is_corrupt for frame in packet.decode()):
+                frames = packet.decode()
+                self.decoded += len(frames)
+                if any(frame.is_corrupt for frame in frames):
                     raise MediaError("corrupt", "a frame is damaged", self._seconds(packet.pts))
         except CANNOT_GO_ON as error:
             raise MediaError("corrupt", f"a frame cannot be decoded: {error_text(error)}") from error
@@ -209,6 +212,7 @@ class Video:
                 self._media.require_size(error)
                 broken_until = max(broken_until, self._broken_by(packet.pts, run))
                 continue
+            self.decoded += len(frames)
             for frame in frames:
                 stamp = frame.pts
                 if counted:

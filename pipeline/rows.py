@@ -58,6 +58,25 @@ class Rows:
         return batch
 
 
+class Covered:
+    """How many seconds of video some views show, each moment once.
+
+    Views of a clip follow each other, and clips of an input do in the order of time.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._whose, self._until = "", 0.0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        columns = (batch[name].to_pylist() for name in ("clip_id", "start_seconds", "end_seconds"))
+        for clip_id, start, end in zip(*columns, strict=True):
+            whose = clip_id.rpartition("#")[0]  # an input, or a span of it
+            since = max(start, self._until) if whose == self._whose else start
+            self.seconds += max(0.0, end - since)
+            self._whose, self._until = whose, max(since, end)
+
+
 def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling) -> dict[str, Any]:
     view = pixels.clip.index * sampling.views + pixels.crop_index
     span = ""

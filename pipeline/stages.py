@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,16 +15,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.attempts import Attempts, bounded
-from pipeline.commits import File, Receipt, Run
+from pipeline.commits import File, Receipt, Run, Work
 from pipeline.corpus import Media, open_input
 from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage, StorageError
 from pipeline.limits import Hardware, Limits
 from pipeline.plan import Plan
-from pipeline.rows import Rows
+from pipeline.rows import Covered, Rows
 from pipeline.sampling import Sampling
 from pipeline.shards import shard_schema
 from pipeline.storage import Identity, atomic_file, version_of
-from pipeline.video import Lost, Pixels, read_clips
+from pipeline.video import Lost, Pixels, Tally, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
 DECODED = pa.schema(
@@ -73,15 +75,13 @@ class Cutting:
         """Decode and cut a unit: batches of views in plan order; what is lost goes to `failures`."""
         media: Media = row["media"]
         plan, sampling = self.plans[media], self._clips(media)
-        rows = Rows(self.schema(media), plan, self.batch_rows)
+        rows, covered, tally = Rows(self.schema(media), plan, self.batch_rows), Covered(), Tally()
         for number, item in enumerate(row["items"]):
             made, lost = rows.count, len(failures)
-            begun = time.perf_counter()
-            for batch in self._guarded(number, item, attempts, plan, sampling, rows, failures):
-                receipt.decode_seconds += time.perf_counter() - begun
+            batches = self._guarded(number, item, attempts, plan, sampling, rows, failures, tally)
+            for batch in _timed(batches, receipt):
+                covered.add(batch)
                 yield batch
-                begun = time.perf_counter()
-            receipt.decode_seconds += time.perf_counter() - begun
             kept = rows.count - made
             failures[lost:] = [
                 replace(failure, item=number, rows=kept, worker=worker()) for failure in failures[lost:]
@@ -91,8 +91,11 @@ class Cutting:
                 receipt.failed_inputs += len(failures) > lost and rows.count == made
         attempts.note(None)
         if (batch := rows.flush()) is not None:
+            covered.add(batch)
             yield batch
-        receipt.clips = rows.count
+        receipt.clips, receipt.frames = rows.count, tally.frames
+        receipt.tube_bytes = rows.count * plan.bytes_per_clip
+        receipt.video_seconds = covered.seconds if media == "video" else 0.0
 
     def _guarded(
         self,
@@ -103,6 +106,7 @@ class Cutting:
         sampling: Sampling,
         rows: Rows,
         failures: list[Failure],
+        tally: Tally,
     ) -> Iterator[pa.RecordBatch]:
         """One input; whatever it makes the libraries do is its failure, and not the job's end."""
         uri = item["uri"]
@@ -114,14 +118,20 @@ class Cutting:
             return
         attempts.note(number)
         with bounded(self.limits.timeout_seconds):
-            yield from self._caught(item, plan, sampling, rows, failures)
+            yield from self._caught(item, plan, sampling, rows, failures, tally)
 
     def _caught(
-        self, item: dict[str, Any], plan: Plan, sampling: Sampling, rows: Rows, failures: list[Failure]
+        self,
+        item: dict[str, Any],
+        plan: Plan,
+        sampling: Sampling,
+        rows: Rows,
+        failures: list[Failure],
+        tally: Tally,
     ) -> Iterator[pa.RecordBatch]:
         """One input's batches; what its libraries raise becomes a failure."""
         uri = item["uri"]
-        views = self._views(item, plan, sampling)
+        views = self._views(item, plan, sampling, tally)
         while True:
             try:
                 source_version, view = next(views)
@@ -149,7 +159,7 @@ class Cutting:
                 yield batch
 
     def _views(
-        self, item: dict[str, Any], plan: Plan, sampling: Sampling
+        self, item: dict[str, Any], plan: Plan, sampling: Sampling, tally: Tally
     ) -> Iterator[tuple[str, Pixels | Lost]]:
         """(what the file's content is known by, view) for each view of an input."""
         try:
@@ -163,8 +173,20 @@ class Cutting:
             raise MediaError("changed", f"{problem}; run with --extend to list it again")
         span = (item["start_seconds"], item["end_seconds"])
         window = (item["first_clip"], item["stop_clip"])
-        for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware):
+        for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware, tally):
             yield source_version or "", view
+
+
+def _timed(batches: Iterator[pa.RecordBatch], receipt: Receipt) -> Iterator[pa.RecordBatch]:
+    """The same, and how long it takes to make them; what their taker does with them is not counted."""
+    while True:
+        begun, cpu_begun = time.perf_counter(), time.process_time()
+        batch = next(batches, None)
+        receipt.decode_seconds += time.perf_counter() - begun
+        receipt.decode_cpu_seconds += time.process_time() - cpu_begun
+        if batch is None:
+            return
+        yield batch
 
 
 class Decode:
@@ -174,7 +196,7 @@ class Decode:
         self._run, self._cutting, self._session = run, cutting, session
 
     def __call__(self, units: pa.Table) -> pa.Table:
-        row = units.to_pylist()[0]
+        begun_at, row = time.time(), units.to_pylist()[0]
         receipt = Receipt(row["unit"])
         failures: list[Failure] = []
         attempts = self._cutting.attempts_at(self._run, row["unit"], self._session)
@@ -183,6 +205,7 @@ class Decode:
             for batch in self._cutting.unit(row, attempts, receipt, failures):
                 writer.write_batch(batch)
         attempts.end()
+        receipt.work.append(work("decode", begun_at))
         views = sink.getvalue()
         ends = pa.array([0, views.size], pa.int64()).buffers()[1]
         return pa.table(
@@ -203,7 +226,7 @@ class Shard:
         self._run, self._cutting, self._session = run, cutting, session
 
     def __call__(self, units: pa.Table) -> pa.Table:
-        row = units.to_pylist()[0]
+        begun_at, row = time.time(), units.to_pylist()[0]
         receipt = Receipt(row["unit"])
         failures: list[Failure] = []
         attempts = self._cutting.attempts_at(self._run, row["unit"], self._session)
@@ -218,6 +241,7 @@ class Shard:
                     writer.write_batch(batch)
             written = sink.done()
             receipt.files.append(File(path, receipt.clips, written.size_bytes, written.sha256))
+        receipt.work.append(work("shard", begun_at))
         self._run.commit(receipt, failures)
         attempts.end()
         return pa.table([[receipt.to_json()]], schema=RECEIPT)
@@ -226,6 +250,12 @@ class Shard:
 def worker() -> str:
     """This process, for a failure's row."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def work(stage: str, begun_at: float) -> Work:
+    """What this process did of a unit, up to now."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Work(stage, worker(), begun_at, time.time(), peak * (1 if sys.platform == "darwin" else 1024))
 
 
 def unpack(decoded: pa.Table) -> tuple[Receipt, Media, Sequence[pa.RecordBatch], list[Failure]]:

@@ -47,6 +47,13 @@ class Lost:
     error: MediaError
 
 
+@dataclass
+class Tally:
+    """What reading has cost."""
+
+    frames: int = 0  # that decoders gave out, also those that no clip shows
+
+
 def read_clips(
     location: Location,
     sampling: Sampling,
@@ -55,6 +62,7 @@ def read_clips(
     window: tuple[int, int | None] = (0, None),
     limits: Limits | None = None,
     hardware: Hardware | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Pixels | Lost]:
     """All clips of one file in one pass, in order of their last frame; crops of a clip follow each other.
 
@@ -63,6 +71,7 @@ def read_clips(
     Args:
         plan: which canvases to fill, and which of their frames; the others are left undefined.
         span_seconds, window: see `choose_clips`.
+        tally: what this costs is added to it in the end.
 
     Raises:
         MediaError: the file gives no clip at all.
@@ -73,8 +82,12 @@ def read_clips(
             video.check()
         clips = choose_clips(video.timeline, sampling, span_seconds, window)
         desk = _Desk(video, location.path.rpartition("/")[2], sampling, plan, clips)
-        for shot in video.frames(desk.positions):
-            yield from desk.take(shot)
+        try:
+            for shot in video.frames(desk.positions):
+                yield from desk.take(shot)
+        finally:
+            if tally is not None:
+                tally.frames += video.decoded
         if video.tail_error is not None and window[1] is None:
             seconds = video.timeline.seconds(video.timeline.end_pts)
             yield Lost(None, MediaError("corrupt", f"cannot be read further: {video.tail_error}", seconds))

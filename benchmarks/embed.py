@@ -258,7 +258,7 @@ def piped(spec: EmbedSpec) -> dict[str, float]:
 def on_ray(spec: EmbedSpec) -> dict[str, float]:
     """The job as users run it."""
     from jobs import runner
-    from jobs.report import Progress
+    from jobs.progress import Progress
 
     meter, measured = Meter(), {}
     run_pools = runner.run_pools

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.media import many
-from jobs.report import Progress
+from jobs.progress import Progress
 from jobs.runner import run_job
 from jobs.spec import load
 from pipeline.commits import Receipt

@@ -30,7 +30,7 @@ from rich.text import Text
 from benchmarks.media import RATE, many, repeated
 from jobs import embed
 from jobs.cluster import connected
-from jobs.report import Progress
+from jobs.progress import Progress
 from jobs.runner import run_job
 from jobs.spec import load
 from pipeline import pools

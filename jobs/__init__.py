@@ -37,8 +37,8 @@ def run(
 
     from jobs.evaluate import run_evaluate
     from jobs.probe import run_probe
+    from jobs.progress import Progress
     from jobs.questions import ProbeSpec
-    from jobs.report import Progress
     from jobs.runner import Again, run_job
     from jobs.spec import EvaluateSpec, TrainSpec, load
     from jobs.train import run_train

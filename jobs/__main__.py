@@ -45,8 +45,9 @@ def run(
 ) -> None:
     """Run a job here, or on the cluster of RAY_ADDRESS. The same command again resumes it."""
     from jobs import evaluate, probe
+    from jobs.progress import Progress
     from jobs.questions import ProbeSpec
-    from jobs.report import Progress, measured
+    from jobs.report import measured
     from jobs.runner import Again, run_job
     from jobs.spec import EmbedSpec, ShardSpec, TrainSpec
     from jobs.train import run_train

@@ -7,29 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 
 from jobs.metrics import Row
+from jobs.web import document
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 220, 56, 26, 10
-COLOURS = ("#1f6fb4", "#d1495b", "#2e933c", "#8a5cc2", "#c77d0a", "#4c4c4c")
-STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1000px; color: #222 }
-table { border-collapse: collapse } td { padding: 2px 14px 2px 0; border-bottom: 1px solid #ddd }
-td:last-child { text-align: right; font-variant-numeric: tabular-nums }
-figure { display: inline-block; margin: 1em 1em 0 0 } figcaption { font-weight: 600 }
-svg text { font: 11px system-ui, sans-serif; fill: #555 }
-"""
+COLOURS = ("#2f7fc0", "#d1495b", "#36a04a", "#9068c9", "#c77d0a", "#808080")  # on white and on black
 
 
 def page(title: str, rows: Sequence[Row]) -> str:
     """HTML of a run's metrics: {"step": steps done, name: value, ...} each."""
     last = {name: value for row in rows for name, value in row.items()}
     cells = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{_short(value)}</td></tr>" for name, value in last.items()
+        f'<tr><td>{html.escape(name)}</td><td class="number">{_short(value)}</td></tr>'
+        for name, value in last.items()
     )
     charts = "".join(chart(name, lines) for name, lines in _groups(rows).items())
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><table>{cells}</table>{charts}</html>\n"
-    )
+    body = f'<h1>{html.escape(title)}</h1><table>{cells}</table><div class="charts">{charts}</div>'
+    return document(title, body)
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -64,7 +57,7 @@ def chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str
         drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}"/>')
         names.append(f'<span style="color:{colour}">{html.escape(name)} {_short(line[-1][1])}</span>')
     axis = "".join(
-        f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e4e4"/>'
+        f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(low + span * k / 4)}</text>'
         for k in range(5)
         for y in (TOP + (HEIGHT - TOP - BOTTOM) * (1 - k / 4),)
@@ -75,7 +68,7 @@ def chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str
     )
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{axis}{"".join(drawn)}{ends}</svg>'
+        f'<svg width="{WIDTH}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{axis}{"".join(drawn)}{ends}</svg>'
         f"<div>{' &nbsp; '.join(names)}</div></figure>"
     )
 

@@ -10,7 +10,7 @@ import yaml
 from rich.table import Table
 
 from jobs.cluster import connected
-from jobs.report import Progress
+from jobs.progress import Progress
 from jobs.spec import EvaluateSpec, dump, load
 from jobs.workers import launch
 from pipeline.errors import SpecError

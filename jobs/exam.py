@@ -17,8 +17,8 @@ from jobs.folds import Fold, apart, asked, folds, hold_out, on_both_sides
 from jobs.labels import classes_of, targets
 from jobs.linear import Linear, Regression
 from jobs.neighbours import hits, nearest, votes
+from jobs.progress import Progress
 from jobs.questions import ProbeSpec
-from jobs.report import Progress
 from jobs.scores import Scores
 from jobs.texts import captioned, clip_of, prompted
 from models.text import TextEncoder

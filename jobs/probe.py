@@ -18,8 +18,8 @@ from rich.text import Text
 
 from jobs.embed import Encoder
 from jobs.exam import LINEAR, Examiner, doubts, opened
+from jobs.progress import Progress
 from jobs.questions import ProbeSpec
-from jobs.report import Progress
 from jobs.spec import dump
 from jobs.texts import tower
 from jobs.train import begun

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -12,11 +12,14 @@ import ray
 
 from jobs.frozen import FrozenPlan
 from jobs.report import Report
-from jobs.spec import EmbedSpec, ShardSpec
+from jobs.report_page import page
+from jobs.spec import EmbedSpec, ShardSpec, dump
+from jobs.thumbnails import thumbnails
+from jobs.timeline import Timeline
 from pipeline import generations
 from pipeline.commits import File, Run
 from pipeline.parts import arrange, join, join_failures, live_failures, measure
-from pipeline.storage import REQUESTS_AT_ONCE, Location
+from pipeline.storage import REQUESTS_AT_ONCE, Location, write_atomic
 
 
 class TooManyFailuresError(RuntimeError):
@@ -96,10 +99,11 @@ def report(
     spec: ShardSpec | EmbedSpec,
     run: Run,
     plan: FrozenPlan,
+    before: Collection[int],
     wall_seconds: float,
-    new_clips: int,
     notes: list[str],
 ) -> Report:
+    """What the folder holds now, and how fast this call was, which found the units of `before` committed."""
     void = generations.void(run.place, plan.generations)
     manifest = run.manifest()
     assert manifest is not None
@@ -119,12 +123,13 @@ def report(
         output_bytes=sum(file["bytes"] for file in data),
         output_files=len(data),
         wall_seconds=wall_seconds,
-        new_clips=new_clips,
         notes=list(notes),
     )
-    for receipt in run.receipts():
-        if receipt.unit not in void.units:
-            found.decode_seconds += receipt.decode_seconds
-            found.model_seconds += receipt.model_seconds
-    found.write(run)
+    receipts = [receipt for receipt in run.receipts() if receipt.unit not in void.units]
+    found.add(receipts, [receipt for receipt in receipts if receipt.unit not in before])
+    if not found.told(run.place):
+        pictures = thumbnails(spec, run, plan.root, plan.sampling)
+        shown = page(found, Timeline.of(receipts), failed, pictures, dump(spec))
+        write_atomic(run.place / "report.html", shown.encode(errors="replace"))
+        found.write(run.place)
     return found

@@ -1,30 +1,32 @@
-"""What a run tells people: progress while it goes, then a table, report.json and report.html."""
+"""What a run came to: report.json, and tables for the terminal."""
 
 from __future__ import annotations
 
-import io
 import json
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commits import Receipt, Run
-from pipeline.storage import write_atomic
+from jobs.timeline import Timeline
+from pipeline.commits import Receipt
+from pipeline.storage import Location, write_atomic
 
-PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
+FORMAT = 2
+FILE = "report.json"
+HOUR_SECONDS = 3600.0
 
 
 @dataclass
 class Report:
-    """Totals of a run's folder, and the speed of the call that made this report."""
+    """report.json: each field of this class, and each of its properties, under its name.
+
+    Those before `wall_seconds` are of the whole folder, whichever calls of the job made it; those from there
+    on are of the last call that did something.
+    """
 
     kind: str
     model: str | None
@@ -32,40 +34,104 @@ class Report:
     units: int
     inputs: int
     inputs_are: str
-    failed_inputs: int
-    clips: int
+    failed_inputs: int  # that gave nothing at all
+    clips: int  # rows: views of clips
     failures: int
     failures_by_reason: Mapping[str, int]
     output_bytes: int
     output_files: int
-    wall_seconds: float  # of this call, from Ray's start to the manifest
-    new_clips: int  # made by this call; the others were there already
-    decode_seconds: float = 0.0  # of workers' time
-    model_seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    format: int = 1
+    frames: int = 0  # that decoders gave out, also those that no clip shows
+    video_seconds: float = 0.0  # that clips cover, each moment once
+    tube_bytes: int = 0  # of pixels that were cut, or read from shards
+    decode_seconds: float = 0.0  # of workers' time, with what reading the inputs took
+    decode_cpu_seconds: float = 0.0  # of that, what kept a core busy
+    model_seconds: float = 0.0  # of workers' time
+    wait_seconds: float = 0.0  # of the model's workers, for their input
+    gpu_seconds: float = 0.0  # model_seconds, times the GPUs that a worker holds
+    peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # {stage: of its largest process}
+    wall_seconds: float = 0.0  # from Ray's start to the manifest
+    new_units: int = 0  # made by this call; the others were there already
+    new_clips: int = 0
+    new_video_seconds: float = 0.0
+    workers: Mapping[str, int] = field(default_factory=dict)  # {stage: the most that had a unit at once}
+    tail_seconds: float = 0.0  # from when the busiest stage last had all its workers busy, to the last unit
+    notes: Sequence[str] = ()
+    format: int = FORMAT
+
+    def add(self, receipts: Sequence[Receipt], new: Sequence[Receipt]) -> None:
+        """Count the commit records of the folder, and those of them that this call has made."""
+        for name in _SUMS:
+            setattr(self, name, sum(getattr(receipt, name) for receipt in receipts))
+        peaks: dict[str, int] = {}
+        for work in (work for receipt in receipts for work in receipt.work):
+            peaks[work.stage] = max(peaks.get(work.stage, 0), work.peak_memory_bytes)
+        self.peak_memory_bytes = peaks
+        self.new_units, self.new_clips = len(new), sum(receipt.clips for receipt in new)
+        self.new_video_seconds = sum(receipt.video_seconds for receipt in new)
+        timeline = Timeline.of(new)
+        self.workers, self.tail_seconds = timeline.at_once(), timeline.tail_seconds()
 
     @property
     def clips_per_second(self) -> float:
+        """Of this call."""
         return self.new_clips / self.wall_seconds if self.wall_seconds else 0.0
+
+    @property
+    def video_hours_per_wall_hour(self) -> float:
+        """Of this call: seconds of video that its clips cover, to a second of its wall time."""
+        return self.new_video_seconds / self.wall_seconds if self.wall_seconds else 0.0
+
+    @property
+    def frames_per_second_per_core(self) -> float | None:
+        """Frames that decoders gave out to a second of their CPU time; None if nothing was decoded."""
+        return self.frames / self.decode_cpu_seconds if self.decode_cpu_seconds else None
+
+    @property
+    def split(self) -> dict[str, float]:
+        """How the workers' time is shared out: decoding, the model, the model's waiting for its input."""
+        parts = {name: getattr(self, f"{name}_seconds") for name in ("decode", "model", "wait")}
+        total = sum(parts.values())
+        return {name: seconds / total if total else 0.0 for name, seconds in parts.items()}
+
+    def values(self) -> dict[str, Any]:
+        """What report.json says."""
+        return {**asdict(self), **{name: getattr(self, name) for name in _PROPERTIES}}
+
+    def write(self, place: Location) -> None:
+        write_atomic(place / FILE, json.dumps(self.values(), indent=1).encode())
+
+    def told(self, place: Location) -> bool:
+        """Whether there is a report that says the same of the folder, and of a call that did something."""
+        if self.new_units or not (place / FILE).exists():
+            return False
+        try:
+            old = json.loads((place / FILE).read_bytes())
+        except ValueError:
+            return False
+        mine = self.values()
+        return isinstance(old, dict) and all(old.get(name) == mine[name] for name in ("format", *_OF_FOLDER))
 
     def table(self) -> Table:
         table = Table(show_header=False, title=f"{self.kind}: {self.model or 'shards'}", title_justify="left")
-        rows = {
-            self.inputs_are: f"{self.inputs:,}",
-            "clips": f"{self.clips:,}"
-            + ("" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"),
-            "failures": self._failures(),
-            "clips/s": f"{self.clips_per_second:.2f} over {self.wall_seconds:.1f} s",
-            "decode": f"{self.decode_seconds:.1f} s of workers' time",
-            "model": f"{self.model_seconds:.1f} s of workers' time",
-            "output": f"{self.output} ({self.output_files} files, {self.output_bytes / 1e6:,.1f} MB)",
-        }
-        if self.kind == "shard":
-            del rows["model"]
-        for name, value in rows.items():
+        for name, value in self._rows():
             table.add_row(name, Text(value))  # a path may well hold what looks like markup
         return table
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        yield self.inputs_are, f"{self.inputs:,}"
+        new = "" if self.new_clips == self.clips else f" ({self.new_clips:,} new)"
+        yield "clips", f"{self.clips:,}{new}"
+        yield "failures", self._failures()
+        speed = f"{self.clips_per_second:.2f} over {self.wall_seconds:.1f} s"
+        yield "clips/s", speed if self.new_units else "nothing was left to do"
+        if self.new_video_seconds:
+            yield "video", f"{self.video_hours_per_wall_hour:.2f} hours an hour"
+        if (frames := self.frames_per_second_per_core) is not None:
+            yield "decode", f"{self.decode_seconds:.1f} s of workers' time, {frames:,.0f} frames/s a core"
+        if self.kind != "shard":
+            waited = f", and {self.wait_seconds:.1f} s of waiting"
+            yield "model", f"{self.model_seconds:.1f} s of workers' time{waited}"
+        yield "output", f"{self.output} ({self.output_files} files, {self.output_bytes / 1e6:,.1f} MB)"
 
     def _failures(self) -> str:
         if not self.failures:
@@ -73,15 +139,14 @@ class Report:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.failures_by_reason.items())
         return f"{self.failures:,}, in {self.failed_inputs:,} of {self.inputs:,} inputs ({reasons})"
 
-    def write(self, run: Run) -> None:
-        """report.json, and the same table as a page."""
-        values = {**asdict(self), "clips_per_second": self.clips_per_second}
-        write_atomic(run.place / "report.json", json.dumps(values, indent=1).encode())
-        page = Console(record=True, width=110, file=io.StringIO())
-        for note in self.notes:
-            page.print(note, markup=False)
-        page.print(self.table())
-        write_atomic(run.place / "report.html", page.export_html().encode())
+
+_SUMS = (
+    "frames", "video_seconds", "tube_bytes", "decode_seconds", "decode_cpu_seconds", "model_seconds",
+    "wait_seconds", "gpu_seconds",
+)  # fmt: skip
+_PROPERTIES = ("clips_per_second", "video_hours_per_wall_hour", "frames_per_second_per_core", "split")
+_NAMES = [one.name for one in fields(Report)]
+_OF_FOLDER = _NAMES[: _NAMES.index("wall_seconds")]
 
 
 def measured(output: str, rows: Sequence[Mapping[str, float | int | str]]) -> Table:
@@ -92,6 +157,33 @@ def measured(output: str, rows: Sequence[Mapping[str, float | int | str]]) -> Ta
     return table
 
 
+@dataclass
+class FailureGroup:
+    """Failures of one kind: which inputs, those of them that gave nothing at all, and some rows."""
+
+    reason: str
+    stage: str
+    count: int = 0
+    inputs: set[str] = field(default_factory=set)
+    empty: set[str] = field(default_factory=set)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def grouped(failures: pa.Table, examples: int = 1) -> list[FailureGroup]:
+    """Rows of `failures` by reason and stage, the most frequent first; each example is of another input."""
+    groups: dict[tuple[str, str], FailureGroup] = {}
+    for row in failures.to_pylist():
+        kind = (row["reason"], row["stage"])
+        group = groups.setdefault(kind, FailureGroup(*kind))
+        group.count += 1
+        if row["uri"] not in group.inputs and len(group.examples) < examples:
+            group.examples.append(row)
+        group.inputs.add(row["uri"])
+        if not row["rows"]:
+            group.empty.add(row["uri"])
+    return sorted(groups.values(), key=lambda group: -group.count)
+
+
 def failures_table(failures: pa.Table) -> Table:
     """By reason: inputs, rows that they gave all the same, an example."""
     table = Table(title="failures", title_justify="left")
@@ -100,77 +192,8 @@ def failures_table(failures: pa.Table) -> Table:
     for column in ("inputs", "of them empty"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("for example")
-    kinds = Counter((row["reason"], row["stage"]) for row in failures.to_pylist())
-    for (reason, stage), _ in kinds.most_common():
-        rows = [row for row in failures.to_pylist() if (row["reason"], row["stage"]) == (reason, stage)]
-        inputs, empty = {row["uri"] for row in rows}, {row["uri"] for row in rows if not row["rows"]}
-        example = Text(f"{rows[0]['uri']}: {rows[0]['message']}")
-        table.add_row(reason, stage, f"{len(inputs):,}", f"{len(empty):,}", example)
+    for group in grouped(failures):
+        (example,) = group.examples
+        shown = Text(f"{example['uri']}: {example['message']}")
+        table.add_row(group.reason, group.stage, f"{len(group.inputs):,}", f"{len(group.empty):,}", shown)
     return table
-
-
-class Progress:
-    """Live progress: a bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self.notes: list[str] = []
-        self._bar: Bar | None = None
-        self._said = 0.0
-        self.interrupted: int | None = None  # by this signal
-
-    def interrupt(self, number: int, *_: object) -> None:
-        """Handler of a signal: stop now, or at the next sign of progress if a library swallows it here."""
-        self.interrupted = number
-        raise KeyboardInterrupt
-
-    def note(self, text: str, style: str = "") -> None:
-        """A line that also goes into the report."""
-        self.notes.append(text)
-        self.console.print(text, style=style, highlight=False, markup=False)
-
-    def status(self, text: str) -> None:
-        """What is being done now, if nothing is shown yet."""
-        self.console.print(text, style="dim", highlight=False)
-
-    def _heed_interrupt(self) -> None:
-        if self.interrupted is not None:
-            raise KeyboardInterrupt
-
-    def start(self, units: int, done_units: int) -> None:
-        self._heed_interrupt()
-        self._units, self._done, self._made, self._failed = units, done_units, 0, 0
-        self._begun = self._said = time.monotonic()
-        if self.console.is_terminal:
-            self._bar = Bar(
-                TextColumn("units"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self._task = self._bar.add_task("", total=units, completed=done_units)
-            self._bar.start()
-
-    def advance(self, receipt: Receipt) -> None:
-        self._heed_interrupt()
-        self._done += 1
-        self._made += receipt.clips
-        self._failed += receipt.failures
-        text = self._text()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=text)
-        elif time.monotonic() - self._said >= PLAIN_SECONDS or self._done == self._units:
-            self._said = time.monotonic()
-            self.console.print(f"units {self._done}/{self._units}  {text}", highlight=False)
-
-    def trained(self, row: Mapping[str, float | int | str], steps: int) -> None:
-        """A row of a training run's metrics."""
-        rest = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float)]
-        self.console.print(f"step {row['step']:,}/{steps:,}  {'  '.join(rest)}", highlight=False)
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _text(self) -> str:
-        seconds = max(time.monotonic() - self._begun, 1e-9)
-        return f"{self._made:,} clips  {self._made / seconds:.2f}/s  {self._failed:,} failures"

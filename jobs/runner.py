@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +13,9 @@ from jobs.again import extend, retry
 from jobs.cluster import connected
 from jobs.embed import Encoder
 from jobs.frozen import FrozenPlan
+from jobs.progress import Progress
 from jobs.publish import clean, failed_inputs, finished, publish, refuse_failures, report
-from jobs.report import Progress, Report
+from jobs.report import Report
 from jobs.room import Room, written
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline import generations
@@ -74,7 +75,7 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress, again: Again = Agai
         plan = frozen.read(run, spec)
         if plan is not None and not again.wanted and finished(run, plan):
             clean(run)
-            return report(spec, run, plan, 0.0, 0, progress.notes)
+            return report(spec, run, plan, run.committed(), 0.0, progress.notes)
         if plan is not None and again.watch_seconds is not None:
             again = replace(again, extend=True)
         source = _list(spec, again, progress) if plan is None or again.extend else None
@@ -89,9 +90,10 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress, again: Again = Agai
             while True:
                 begun = time.monotonic()
                 plan = _plan(job, plan, source, again)
-                new_clips = _work(job, plan)
+                before = run.committed()
+                _work(job, plan, before)
                 publish(spec, run, plan, check)
-                done = report(spec, run, plan, time.monotonic() - begun, new_clips, progress.notes)
+                done = report(spec, run, plan, before, time.monotonic() - begun, progress.notes)
                 if again.watch_seconds is None:
                     return done
                 progress.status(f"{done.clips:,} clips of {done.inputs:,} inputs; watching ...")
@@ -195,23 +197,21 @@ def _refuse_what_does_not_fit(pools: list[Pool], room: Room, progress: Progress)
                 raise SpecError(f"resources (actors x {what})", asked, problem)
 
 
-def _work(job: _Job, plan: FrozenPlan) -> int:
-    """Run the units that are not committed; returns how many clips they gave."""
+def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> None:
+    """Run the units that are not committed."""
     spec, run, progress = job.spec, job.run, job.progress
-    committed = run.committed()
     pending, most_items = generations.write_pending(run, plan.generations, committed)
     if not pending:
-        return 0
+        return
     pools = [replace(pool, actors=min(pool.actors, pending)) for pool in _pools(job, plan)]
     _refuse_what_does_not_fit(pools, job.room, progress)
     failed = len(failed_inputs(live_failures(run, committed, generations.void(run.place, plan.generations))))
-    clips, least = 0, spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
+    least = spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
     progress.start(plan.units, plan.units - pending)
     try:
         store_bytes, patience = spec.resources.object_store_bytes, _patience(spec, most_items)
         for receipt in run_pools(run.place / generations.PENDING, pools, store_bytes, patience):
             job.check()
-            clips += receipt.clips
             failed += receipt.failed_inputs
             progress.advance(receipt)
             if (receipt.batch_views or least) < least:
@@ -220,7 +220,6 @@ def _work(job: _Job, plan: FrozenPlan) -> int:
             refuse_failures(spec, plan, failed)
     finally:
         progress.stop()
-    return clips
 
 
 def _patience(spec: ShardSpec | EmbedSpec, most_items: int) -> Patience:

@@ -11,8 +11,8 @@ import yaml
 from jobs.cluster import connected
 from jobs.curves import page
 from jobs.metrics import Row, read
+from jobs.progress import Progress
 from jobs.questions import ProbeSpec
-from jobs.report import Progress
 from jobs.room import Room
 from jobs.spec import TrainSpec, difference, dump, load
 from jobs.workers import WorkerError, launch

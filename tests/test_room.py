@@ -15,8 +15,8 @@ from samples import embed_spec
 import jobs
 from jobs import embed, shard
 from jobs.cluster import connected
+from jobs.progress import Progress
 from jobs.recipe import TrainWorkers
-from jobs.report import Progress
 from jobs.room import Node, Room
 from jobs.runner import run_job
 from jobs.spec import EmbedSpec, ShardSpec, load

@@ -24,7 +24,7 @@ from pipeline.commits import Run
 from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.parts import live_failures
-from pipeline.pools import Patience, Pool, run_pools
+from pipeline.pools import Patience, Pool, Standing, run_pools
 from pipeline.probing import hash_contents, probe_durations
 from pipeline.rows import BATCH_ROWS
 from pipeline.stages import Cutting
@@ -207,10 +207,11 @@ def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> None:
     _refuse_what_does_not_fit(pools, job.room, progress)
     failed = len(failed_inputs(live_failures(run, committed, generations.void(run.place, plan.generations))))
     least = spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
-    progress.start(plan.units, plan.units - pending)
+    standing = Standing()
+    progress.start(plan.units, plan.units - pending, standing)
     try:
         store_bytes, patience = spec.resources.object_store_bytes, _patience(spec, most_items)
-        for receipt in run_pools(run.place / generations.PENDING, pools, store_bytes, patience):
+        for receipt in run_pools(run.place / generations.PENDING, pools, store_bytes, patience, standing):
             job.check()
             failed += receipt.failed_inputs
             progress.advance(receipt)

@@ -19,6 +19,7 @@ from ray.data._internal.execution.backpressure_policy import (
 )
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.commits import Receipt
@@ -55,6 +56,28 @@ class Patience:
     unit_seconds: float
 
 
+@dataclass(frozen=True)
+class PoolState:
+    """How a pool stands: workers asked for, that run, that have a unit; units that wait for one, and done."""
+
+    stage: str
+    wanted: int
+    workers: int
+    at_work: int
+    waiting: int
+    done: int
+
+
+class Standing:
+    """The state of each pool of a run, in order, for whoever shows it; a thread of Ray's keeps it current."""
+
+    def __init__(self) -> None:
+        self.pools: tuple[PoolState, ...] = ()
+
+    def __deepcopy__(self, memo: object) -> Standing:
+        return self  # it travels in settings of Ray Data's, which are copied again and again
+
+
 class StalledError(RuntimeError):
     """Nothing moves, and nothing will: lost nodes that nobody replaced, or a pool that hangs."""
 
@@ -64,7 +87,11 @@ class StageError(RuntimeError):
 
 
 def run_pools(
-    plan: Location, pools: Sequence[Pool], object_store_bytes: int | None, patience: Patience
+    plan: Location,
+    pools: Sequence[Pool],
+    object_store_bytes: int | None,
+    patience: Patience,
+    standing: Standing | None = None,
 ) -> Iterator[Receipt]:
     """Send every unit of a frozen plan through the pools; yield its receipt when it is committed.
 
@@ -73,12 +100,14 @@ def run_pools(
 
     Args:
         object_store_bytes: a limit for Ray's own back-pressure as well; None is half of its object store.
+        standing: told how the pools stand.
 
     Raises:
         StalledError: see `Patience`.
         StorageError, SpecError, StageError: what a stage raised.
     """
-    with ray.data.DataContext.current(_context(object_store_bytes, patience)):
+    watch = partial(_Watch, patience, tuple(pools), standing or Standing())
+    with ray.data.DataContext.current(_context(object_store_bytes, watch)):
         units = _units(plan)
         for pool in pools:
             # A second unit in flight: Ray looks up only every 0.1 s, and the model's input has to arrive.
@@ -123,7 +152,7 @@ def _units(plan: Location) -> ray.data.Dataset:
     )
 
 
-def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.DataContext:
+def _context(object_store_bytes: int | None, watch: partial[_Watch]) -> ray.data.DataContext:
     """Settings of this run alone: those of the process, which may be a notebook, stay as they are."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -140,7 +169,7 @@ def _context(object_store_bytes: int | None, patience: Patience) -> ray.data.Dat
     context.execution_no_progress_timeout_s = -1  # see _Watch
     context.custom_execution_callback_classes = [
         *context.custom_execution_callback_classes,
-        partial(_Watch, patience),
+        watch,
     ]
     return context
 
@@ -181,11 +210,12 @@ class _Watch(ExecutionCallback):
     Its own guard takes it for progress that the plan is still read.
     """
 
-    def __init__(self, patience: Patience):
-        self._patience = patience
+    def __init__(self, patience: Patience, pools: Sequence[Pool], standing: Standing):
+        self._patience, self._pools, self._standing = patience, pools, standing
         self._finished, self._since = -1, 0.0
 
     def on_execution_step(self, executor: Any) -> None:
+        self._standing.pools = tuple(_states(executor._topology, self._pools))
         pools = [operator for operator in executor._topology if _workers(operator)]
         finished = sum(pool.metrics.num_tasks_finished for pool in pools)
         if finished != self._finished:
@@ -204,6 +234,16 @@ class _Watch(ExecutionCallback):
                 f"no unit was finished for {seconds:.0f} s, longer than the attempts at its inputs may take "
                 f"(limits.timeout_seconds); {GO_ON}"
             )
+
+
+def _states(topology: Any, pools: Sequence[Pool]) -> Iterator[PoolState]:
+    operators = [operator for operator in topology if isinstance(operator, ActorPoolMapOperator)]
+    for pool, operator in zip(pools, operators, strict=False):
+        tasks, running = operator.metrics.num_tasks_running, operator.get_actor_info().running
+        waiting = topology[operator].total_enqueued_input_blocks() + max(0, tasks - running)
+        finished = operator.metrics.num_tasks_finished
+        name = pool.stage.__name__.lower()
+        yield PoolState(name, pool.actors, running, min(tasks, running), waiting, finished)
 
 
 def _missing(pools: Sequence[Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import ray.data
 from jobs.cluster import cores
 from pipeline.commits import Receipt
 from pipeline.errors import SpecError, StorageError
-from pipeline.pools import Patience, Pool, StageError, StalledError, run_pools
+from pipeline.pools import Patience, Pool, StageError, StalledError, Standing, run_pools
 from pipeline.storage import Location, locate
 
 PATIENT = Patience(120, 240)
@@ -63,9 +63,11 @@ def test_a_slow_stage_holds_the_one_before_it_back(local_ray: None, tmp_path: Pa
     ]
     mine = ray.data.DataContext.get_current()
     before = repr(mine)
-    units, waiting = [], []
-    for receipt in run_pools(plan_of(tmp_path, 60), pools, None, PATIENT):
+    units, waiting, states = [], [], []
+    standing = Standing()
+    for receipt in run_pools(plan_of(tmp_path, 60), pools, None, PATIENT, standing):
         units.append(receipt.unit)
+        states.append(standing.pools)
         finished = len(list(notes.glob("finished-*")))  # first, for it only grows
         waiting.append(len(list(notes.glob("made-*"))) - finished)
         assert ray.data.DataContext.get_current() is mine  # a notebook's own settings
@@ -74,6 +76,14 @@ def test_a_slow_stage_holds_the_one_before_it_back(local_ray: None, tmp_path: Pa
     # A unit more for each that was finished between the two looks.
     assert max(waiting) <= 2 * makers + 3 * finishers + 2
     assert max(waiting) >= finishers + 1  # and the slow stage has always something to do
+    # Whoever shows how the pools stand is told of it all along.
+    for number, (made, done) in enumerate(states):
+        assert (made.stage, made.wanted, done.stage, done.wanted) == ("make", 2, "finish", 1)
+        assert number <= done.done + 1
+        assert done.done <= made.done <= 60
+        assert max(made.at_work, made.workers) <= makers
+        assert max(done.at_work, done.workers) <= finishers
+    assert any(done.at_work == 1 and done.waiting for _, done in states)
 
 
 def test_workers_may_hold_every_core(local_ray: None, tmp_path: Path) -> None:

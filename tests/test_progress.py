@@ -149,8 +149,10 @@ def test_the_standing_of_a_run_stays_the_same_object_where_settings_are_copied()
     assert pickle.loads(pickle.dumps(state)).pools == (DECODE,)
 
 
-ROW = {"step": 1_200, "loss": 2.34567, "accuracy/clips": 0.4123, "gradient": 1.234,
-       "clips_per_second": 312.44, "waited": 0.021, "rate": 1.234e-4, "gpu_bytes": 12_345_678_901}  # fmt: skip
+ROW = {
+    "step": 1_200, "loss": 2.34567, "accuracy/clips": 0.4123, "gradient": 1.234, "clips_per_second": 312.44,
+    "waited": 0.021, "rate": 1.234e-4, "gpu_bytes": 12_345_678_901,
+}  # fmt: skip
 
 
 def test_a_line_of_a_training_run_is_readable() -> None:

@@ -18,6 +18,7 @@ from models.registry import preset
 from pipeline.commits import Receipt, Run
 from pipeline.corpus import Media
 from pipeline.errors import Failure, SpecError, SpecListError
+from pipeline.metrics import Metrics
 from pipeline.plan import Plan
 from pipeline.pools import Pool
 from pipeline.rows import Covered
@@ -115,6 +116,7 @@ class Embed:
         self._plans: dict[Media, Plan] = {"video": self._model.plan}
         if image_plan is not None:
             self._plans["image"] = image_plan
+        self._metrics = Metrics(run, "embed")
         self._idle_since = time.perf_counter()
 
     def __call__(self, units: pa.Table) -> pa.Table:
@@ -136,6 +138,8 @@ class Embed:
         receipt.gpu_seconds = receipt.model_seconds * self._gpus
         receipt.work.append(work("embed", begun_at))
         self._run.commit(receipt, failures)
+        self._metrics.committed(receipt, failures)
+        self._metrics.worked(receipt.work[-1])
         self._idle_since = time.perf_counter()
         return pa.table([[receipt.to_json()]], schema=RECEIPT)
 
@@ -173,14 +177,16 @@ class Embed:
         done = 0
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             while done < batch.num_rows:
-                some = {name: tube[done : done + self._batch_views] for name, tube in tubes.items()}
+                rows = min(self._batch_views, batch.num_rows - done)
+                some = {name: tube[done : done + rows] for name, tube in tubes.items()}
                 try:
                     views = {name: tube.to(self._device) for name, tube in some.items()}
                     outputs.append(self._model.embed(views).float().cpu().numpy())
                 except torch.OutOfMemoryError:
                     self._halve()
                     continue
-                done += self._batch_views
+                self._metrics.batch(rows, self._settings.batch_views)
+                done += rows
         return np.concatenate(outputs)
 
     def _halve(self) -> None:

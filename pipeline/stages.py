@@ -19,6 +19,7 @@ from pipeline.commits import File, Receipt, Run, Work
 from pipeline.corpus import Media, open_input
 from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage, StorageError
 from pipeline.limits import Hardware, Limits
+from pipeline.metrics import Metrics
 from pipeline.plan import Plan
 from pipeline.rows import Covered, Rows
 from pipeline.sampling import Sampling
@@ -194,6 +195,7 @@ class Decode:
 
     def __init__(self, run: Run, cutting: Cutting, session: str):
         self._run, self._cutting, self._session = run, cutting, session
+        self._metrics = Metrics(run, "decode")
 
     def __call__(self, units: pa.Table) -> pa.Table:
         begun_at, row = time.time(), units.to_pylist()[0]
@@ -206,6 +208,8 @@ class Decode:
                 writer.write_batch(batch)
         attempts.end()
         receipt.work.append(work("decode", begun_at))
+        self._metrics.decoded(receipt)
+        self._metrics.worked(receipt.work[-1])
         views = sink.getvalue()
         ends = pa.array([0, views.size], pa.int64()).buffers()[1]
         return pa.table(
@@ -224,6 +228,7 @@ class Shard:
 
     def __init__(self, run: Run, cutting: Cutting, session: str):
         self._run, self._cutting, self._session = run, cutting, session
+        self._metrics = Metrics(run, "shard")
 
     def __call__(self, units: pa.Table) -> pa.Table:
         begun_at, row = time.time(), units.to_pylist()[0]
@@ -244,6 +249,9 @@ class Shard:
         receipt.work.append(work("shard", begun_at))
         self._run.commit(receipt, failures)
         attempts.end()
+        self._metrics.decoded(receipt)
+        self._metrics.committed(receipt, failures)
+        self._metrics.worked(receipt.work[-1])
         return pa.table([[receipt.to_json()]], schema=RECEIPT)
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
+import models
 from jobs.__main__ import main
+from pipeline.corpus import Media
+from pipeline.limits import Limits
 from pipeline.plan import Canvas, Plan, Tube
+from pipeline.sampling import Sampling
+from pipeline.stages import Cutting
 from pipeline.video import Lost, Pixels
 
 
@@ -67,6 +73,25 @@ def stamps(view: Pixels | Lost) -> list[int]:
 
 # Clips that the smallest model takes.
 SMALL = {"frames": 20, "stride": 1, "clips": 2, "height_px": 64, "width_px": 96}
+
+
+# Three such clips show all of 60 frames, three times each.
+CROPPED = {"frames": 20, "stride": 1, "clips": 3, "crops": 3, "height_px": 64, "width_px": 96}
+
+
+def cutting_of(folder: Path, sampling: Sampling) -> Cutting:
+    """What stages need to know to decode files of a folder for the smallest model."""
+    size = (sampling.height_px, sampling.width_px)
+    video = models.plan("tubevit-tiny", frames=sampling.frames, size=size)
+    plans: dict[Media, Any] = {"video": video, "image": video.image()}
+    return Cutting(str(folder), sampling, plans, (), 3, 4, Limits(), None)
+
+
+def unit_of(*names: str, media: str = "video") -> pa.Table:
+    """Unit 7 of a plan, with some files in it."""
+    nothing = dict.fromkeys(("start_seconds", "end_seconds", "version", "stop_clip"))
+    items = [{"uri": name, "first_clip": 0, **nothing} for name in names]
+    return pa.Table.from_pylist([{"unit": 7, "media": media, "clips": 9, "items": items}])
 
 
 def embed_spec(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:

@@ -65,15 +65,25 @@ def test_a_run_leaves_its_spec_and_its_report(embedded: Path) -> None:
     assert report["decode_seconds"] > 0
     assert report["model_seconds"] > 0
     assert "randomly initialised" in report["notes"][0]
-    assert "clips/s" in (embedded / "report.html").read_text()
+    assert (report["format"], report["new_clips"], report["workers"].keys()) == (2, 27, {"decode", "embed"})
+    assert report["frames_per_second_per_core"] > 1
+    assert report["video_hours_per_wall_hour"] > 0
+    assert sum(report["split"].values()) == pytest.approx(1)
+    assert set(report["peak_memory_bytes"]) == {"decode", "embed"}
+    page = (embedded / "report.html").read_text()
+    assert page.count('src="data:image/jpeg') == 12
+    for words in ("clips/s over", "Who had a unit when", "<title>unit", "unreadable", "name: tubevit-tiny"):
+        assert words in page
     assert "tubevit-tiny" in (embedded / "spec.yaml").read_text()
 
 
 def test_the_same_command_again_does_nothing(embedded: Path, corpus: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()}
+    """And leaves the report that tells how fast the work was done."""
+    files = [*(embedded / "embeddings").iterdir(), embedded / "report.json", embedded / "report.html"]
+    before = {path: path.stat().st_mtime_ns for path in files}
     report = jobs.run(embed_spec(corpus, embedded))
     assert (report.clips, report.new_clips) == (27, 0)
-    assert {path: path.stat().st_mtime_ns for path in (embedded / "embeddings").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
 def test_two_runs_give_identical_embeddings(
@@ -106,6 +116,8 @@ def sharded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFact
     del spec["model"]
     report = jobs.run(spec)
     assert (report.clips, report.failed_inputs) == (27, 3)
+    assert (report.model_seconds, report.split["decode"], report.workers.keys()) == (0, 1, {"shard"})
+    assert (output / "report.html").read_text().count('src="data:image/jpeg') == 12
     return output
 
 
@@ -249,7 +261,12 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     subprocess.run(command, cwd=ROOT, check=True, timeout=240)
-    assert json.loads((output / "report.json").read_text())["new_clips"] < 27
+    report = json.loads((output / "report.json").read_text())
+    assert report["new_clips"] < 27
+    assert (report["clips"], report["frames"]) == (
+        27,
+        json.loads((embedded / "report.json").read_text())["frames"],
+    )
     assert verify(str(output)).problems == []
     first_rows, second_rows = rows(embedded), rows(output)
     assert first_rows.keys() == second_rows.keys()

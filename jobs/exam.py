@@ -25,7 +25,7 @@ from models.text import TextEncoder
 from pipeline.errors import SpecListError
 
 LINEAR, ZERO_SHOT = "linear probe", "zero-shot"
-QUERIES = 1 << 12  # videos that are asked about at a time
+QUERIES = 1 << 11  # videos that are asked about at a time
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`kind: probe`: what embeddings are worth, to report.json. One process, no Ray; no video is opened.
 
-Takes 4 bytes a channel and video, up to 1 KB a view for what is known of it, and some hundred MB to work in.
+Takes 4 bytes a channel and video, up to 1 KB a view for what is known of it, and about half a GB to work in.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import tiny_embeddings
 import torch
 from hypothesis import given
@@ -76,6 +77,7 @@ def test_what_is_easily_told_apart_is(tmp_path: Path) -> None:
     assert found["recall"] == {"same label": {"1": 1.0, "5": 1.0, "10": 1.0}}
     assert (found["videos"], found["tested"], found["notes"]) == (120, 40, [])
     assert found["judges"]["1-NN"]["confusion"] == np.diag([5] * 8).tolist()
+    assert not ray.is_initialized()
 
 
 def test_labels_that_mean_nothing_are_guessed(tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_views_are_averaged_at_the_same_length(tmp_path: Path) -> None:
     assert embedded.known["uri"].to_pylist() == [f"v{k}.mp4" for k in range(20)]
     expected = unit(unit(views).reshape(3, 20, 6).mean(axis=0))
     np.testing.assert_allclose(embedded.vectors().numpy(), expected, atol=1e-6)
+    assert embedded.vectors().dtype == torch.float32
 
 
 def test_only_videos_of_the_splits_count(tmp_path: Path) -> None:
@@ -492,6 +495,7 @@ def test_from_the_command_line(people: Path, monkeypatch: pytest.MonkeyPatch, ca
     lines = capfd.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "probe: tubevit-tiny, 80 videos of 2 classes, in 8 groups" in lines[0]
+    assert "over groups" in lines[2]
     starts = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
     for name in ("linear probe", "1-NN", "5-NN", "largest class", "same label", "person 7", "class 1"):
         assert name in starts

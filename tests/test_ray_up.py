@@ -93,7 +93,10 @@ def test_the_autoscaler_starts_what_is_told_of_it(file: Path) -> None:
     decoders = (decode.actors, {"CPU": decode.cpus or 1.0}, decode.labels)
     models = (embed.actors, {"GPU": embed.gpus or 0.0}, embed.labels)
     assert launched(config, decoders, models) == {"decode_on_demand": 2, "decode": 2, "embed": 8}
-    assert launched(config, (32, {"CPU": 1}, decode.labels)) == {"decode_on_demand": 1}
+    types = config["available_node_types"]
+    for order in (types, dict(reversed(types.items()))):  # by priority, wherever they stand
+        config["available_node_types"] = order
+        assert launched(config, (32, {"CPU": 1}, decode.labels)) == {"decode_on_demand": 1}
     most = launched(config, (10_000, {"CPU": 1}, decode.labels))
     assert (most["decode_on_demand"], most["decode"]) == (2, 16)
     assert launched(config, (2, {"GPU": 1}, {"role": "train"})) == {"no place": 2}

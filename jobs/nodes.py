@@ -6,15 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jobs.recipe import TrainWorkers
 from jobs.spec import ClusterSpec, EmbedSpec, EvaluateSpec, ShardSpec, TrainSpec, Workers
 from pipeline.errors import SpecError
-from pipeline.plan import Frozen
-
-Part = TypeVar("Part", bound=Frozen)
-
 
 # What a node is given besides what its workers ask for.
 GIB_PER_CPU, GIB_PER_GPU, CPUS_PER_GPU = 2, 16, 4
@@ -127,31 +123,28 @@ def _group(
 def placed(spec: ClusterSpec, shape: Shape) -> ClusterSpec:
     """The spec with what it leaves to the cluster filled in: a role for each kind of worker, cores, and GPUs.
 
-    A model or a training process gets a GPU, or, if it says gpus: 0, the cores of a node.
+    A decoder gets a core; a model gets a GPU, or with gpus: 0 the cores of a node; a training process a GPU.
     """
-    if isinstance(spec, TrainSpec | EvaluateSpec):
-        changed = _filled(spec.resources, spec.kind, gpus=1.0)
+    resources = spec.resources
+    update: dict[str, Any] = {}
+    if isinstance(resources, TrainWorkers):
+        update = _filled(resources, spec.kind, None, 1.0)
     else:
-        alone = float(shape.cpus) if spec.resources.embed.gpus == 0 else None
-        changed = {
-            "decode": _changed(spec.resources.decode, _filled(spec.resources.decode, "decode", cpus=1.0)),
-            "embed": _changed(spec.resources.embed, _filled(spec.resources.embed, "embed", alone, gpus=1.0)),
-        }
-    return _changed(spec, {"resources": _changed(spec.resources, changed)})
+        decode, embed = resources.decode, resources.embed
+        alone = float(shape.cpus) if embed.gpus == 0 else None
+        update["decode"] = decode.model_copy(update=_filled(decode, "decode", 1.0, None))
+        update["embed"] = embed.model_copy(update=_filled(embed, "embed", alone, 1.0))
+    return spec.model_copy(update={"resources": resources.model_copy(update=update)})
 
 
 def _filled(
-    asked: Workers | TrainWorkers, role: str, cpus: float | None = None, gpus: float | None = None
+    asked: Workers | TrainWorkers, role: str, cpus: float | None, gpus: float | None
 ) -> dict[str, Any]:
     return {
         "labels": asked.labels or {"role": role},
         "cpus": cpus if asked.cpus is None else asked.cpus,
         "gpus": gpus if asked.gpus is None else asked.gpus,
     }
-
-
-def _changed(part: Part, update: dict[str, Any]) -> Part:
-    return part.model_copy(update=update)
 
 
 def alike(spec: ClusterSpec, nodes: int, shape: Shape) -> Group:

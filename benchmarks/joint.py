@@ -82,20 +82,22 @@ class Trial:
 
     def stages(self) -> list[TrainSpec]:
         """What is trained, one after the other: together the budget, but for the half the control lacks."""
-        steps, batch = self.budget.steps, self.budget.batch
+        steps, batch, run = self.budget.steps, self.budget.batch, _folder(self.key)
         videos = {"actions": self._videos("train")}
         pictures = {"pictures": self._pictures("train")}
         if self.arm == "video only":
-            return [self._stage("run", videos, steps, batch)]
+            return [self._stage(run, videos, steps, batch)]
         if self.arm == "half video":
-            return [self._stage("run", videos, steps, batch // 2)]
+            return [self._stage(run, videos, steps, batch // 2)]
         if self.arm == "joint":
-            return [self._stage("run", {**videos, **pictures}, steps, batch)]
+            return [self._stage(run, {**videos, **pictures}, steps, batch)]
         # Pictures are learned once for all cases of a seed.
-        name = f"{corpora.PICTURES[self.case.corpus]}-{self.model}-{self.case.seed}-{steps // 2}"
-        first = self._stage(name, pictures, steps // 2, batch)
+        shared = {**asdict(self.budget), "model": self.model, "seed": self.case.seed}
+        first = self._stage(
+            _folder({"pictures": corpora.PICTURES[self.case.corpus], **shared}), pictures, steps // 2, batch
+        )
         start = f"{first.output.path}/model"
-        return [first, self._stage("run", videos, steps - steps // 2, batch, checkpoint=start)]
+        return [first, self._stage(run, videos, steps - steps // 2, batch, checkpoint=start)]
 
     def test(self, stage: TrainSpec) -> EvaluateSpec:
         """Of the case's videos, and of pictures, what the stage has a head for."""
@@ -119,7 +121,8 @@ class Trial:
         tested_on: set[str] = set()
         for stage in self.stages():
             place = Path(stage.output.path)
-            if not (place / "model" / "model.safetensors").exists():
+            # Of what was killed nothing is taken over but its own checkpoint; pictures may serve several.
+            if "actions" in stage.data or not (place / "model" / "model.safetensors").exists():
                 place.mkdir(parents=True, exist_ok=True)
                 train(stage, place, logged.append)
             test = self.test(stage)
@@ -168,11 +171,17 @@ class Trial:
                     },
                     "augment": {**COLOURS, "flip": FLIP[self.case.corpus]},
                 },
+                "checkpoints": {"every_steps": 100, "keep": 1},
                 "output": {"path": str(self.folder / "runs" / name)},
             }
         )  # fmt: skip
         assert isinstance(spec, TrainSpec)
         return spec
+
+
+def _folder(key: Values) -> str:
+    """The name of a run's folder: another for whatever is another run."""
+    return "_".join(str(value) for value in key.values()).replace(" ", "-").replace("->", "to")
 
 
 def models(folder: Path) -> dict[str, Values]:

@@ -118,6 +118,14 @@ def test_all_arms_have_one_budget(model: str, tmp_path: Path) -> None:
                 assert stage.data["actions"] == stages["joint"][0].data["actions"]
     other = joint.Trial(corpora.cases("few-shot", 2, (5,), ())[1], model, "image -> video", budget, tmp_path)
     assert other.stages()[0].output != first.output  # pictures are learned again for another seed
+    # No run goes on from another's checkpoint: each has a folder of its own.
+    more = [
+        joint.Trial(case, model, "joint", some, tmp_path).stages()
+        for case in corpora.cases("few-shot", 2, (5, 10), ())
+        for some in (budget, joint.Budget(60, 16))
+    ]
+    folders = [stage.output.path for stages in [*stages.values(), *more[1:]] for stage in stages]
+    assert len(set(folders)) == len(folders)
 
 
 def test_a_group_on_both_sides_gives_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 
 class UnansweredError(SpecError):
-    """The server did not answer, or not what it was asked; it may do so later."""
+    """The server is out of reach or out of order, but may not remain so."""
 
 
 def connect(address: str | None = None) -> JobSubmissionClient:
@@ -85,7 +85,9 @@ def answering(address: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
         reason = (lines or [type(error).__name__])[-1]
         what = "no job server answers there" if isinstance(error, OSError) else "the job server refused"
-        raise UnansweredError("--address", address, f"{what} ({reason})") from None
+        passes = isinstance(error, OSError) or "status code 5" in str(error)
+        told = UnansweredError if passes else SpecError
+        raise told("--address", address, f"{what} ({reason})") from None
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

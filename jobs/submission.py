@@ -154,17 +154,20 @@ def submit(
             for name, path in files.items():
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, Path(folder) / name)
-        with answering(client.get_address()):
-            taken = client.submit_job(
-                entrypoint=f"python3 -m jobs run {command}",
-                submission_id=_free_id(submission_id(spec), client),
-                runtime_env=runtime_env,
-                metadata={"kind": spec.kind, "output": spec.output.path},
-                entrypoint_num_cpus=entrypoint.cpus or None,
-                entrypoint_num_gpus=entrypoint.gpus or None,
-                entrypoint_memory=entrypoint.memory_bytes or None,
-            )
-    return Submitted(client, taken)
+
+        def send() -> str:
+            with answering(client.get_address()):
+                return client.submit_job(
+                    entrypoint=f"python3 -m jobs run {command}",
+                    submission_id=_free_id(submission_id(spec), client),
+                    runtime_env=runtime_env,
+                    metadata={"kind": spec.kind, "output": spec.output.path},
+                    entrypoint_num_cpus=entrypoint.cpus or None,
+                    entrypoint_num_gpus=entrypoint.gpus or None,
+                    entrypoint_memory=entrypoint.memory_bytes or None,
+                )
+
+        return Submitted(client, patiently(send))  # a head that has just started takes no job for a while
 
 
 def submission_id(spec: ClusterSpec) -> str:

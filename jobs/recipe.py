@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from jobs.logs import Logs
 from jobs.model import Precision, Weighted, absolute, clip_at_home
 from jobs.room import Labels
 from jobs.terms import Contrast, Distill
@@ -195,6 +196,7 @@ class Learning(Frozen):
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation = Validation()
     resources: TrainWorkers = TrainWorkers()
+    logs: Logs = Logs()
 
     @model_validator(mode="after")
     def _shared_out(self) -> Self:

@@ -206,7 +206,7 @@ class TrainSpec(Learning, _Together):
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on."""
-        elsewhere = {"resources", "checkpoints", "strategy", "failure", "ray", "output"}
+        elsewhere = {"resources", "checkpoints", "strategy", "failure", "ray", "output", "logs"}
         values = self.model_dump(mode="json", exclude=elsewhere)
         return {**values, "shares": self.shares()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from jobs import logs
 from jobs.cluster import connected
 from jobs.curves import page
 from jobs.metrics import Row, read
@@ -74,6 +75,7 @@ def _check(spec: TrainSpec, run: Path) -> None:
     from jobs import checkpoints
     from jobs.materials import check, held, materials
 
+    logs.check(spec.logs)
     data = materials(spec)
     check(spec, data)
     for step in checkpoints.steps(run)[-1:]:
@@ -129,7 +131,8 @@ def work(config: dict[str, str]) -> None:
     assert isinstance(spec, TrainSpec)
     run = Path(spec.output.path)
     torch.set_num_threads(max(1, int(spec.resources.cpus)))
-    metrics = Metrics(run) if dist.get_rank() == 0 else None
+    first = dist.get_rank() == 0
+    metrics = Metrics(run, logs.sinks(spec.logs, run, spec.model_dump(mode="json"))) if first else None
     if metrics is not None:  # what came after the last checkpoint comes again
         last = (steps(run) or [0])[-1]
         metrics({"step": last, "resumed": last})

@@ -11,7 +11,8 @@ from torch.nn import functional
 class Bottleneck(nn.Module):
     """A(u) = W_up GELU(W_down u), which is 0 until W_up has learned: (..., D) -> (..., D).
 
-    dropout: of the hidden channels, in training alone.
+    dropout: of the hidden channels, in training alone. It is drawn for all clips of a forward pass at once:
+        a batch that goes through in other parts (by more workers, say) has another.
     skip: u + A(u), for an adapter that a branch passes through.
     """
 

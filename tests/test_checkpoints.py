@@ -39,16 +39,16 @@ def alone() -> Iterator[None]:
 
 
 class Run:
-    """Something that trains."""
+    """Something that trains, of so many channels."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.module = folder, nn.Linear(64, 64)
+    def __init__(self, folder: Path, channels: int = 64) -> None:
+        self.folder, self.module = folder, nn.Linear(channels, channels)
         self.optimizer = torch.optim.AdamW(self.module.parameters())
         self.average = Average(self.module.named_parameters(), 0.9)
         self.step(1)
 
     def step(self, number: int) -> None:
-        self.module(torch.ones(1, 64)).sum().backward()
+        self.module(torch.ones(1, self.module.in_features)).sum().backward()
         self.optimizer.step()
         self.average.update(self.module, number)
 
@@ -112,27 +112,33 @@ def test_one_at_a_time_and_the_last_are_kept(alone: None, tmp_path: Path) -> Non
 
 
 @contextmanager
-def no_room() -> Iterator[None]:
-    """No file may become longer than a few hundred bytes."""
+def room(size_bytes: int) -> Iterator[None]:
+    """No file may become longer than that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_what_cannot_be_written_is_one_error_and_counts_for_nothing(alone: None, tmp_path: Path) -> None:
-    run = Run(tmp_path)
+@pytest.mark.parametrize(
+    ("channels", "size_bytes", "reason"), [(64, 500, "File too large"), (512, 100_000, "is the disk full?")]
+)
+def test_what_cannot_be_written_is_one_error_and_counts_for_nothing(
+    channels: int, size_bytes: int, reason: str, alone: None, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, channels)
     with Saver(tmp_path, 2, DATA) as saver:
         run.save(saver, 1)
         saver.wait()
-        with no_room():
+        with room(size_bytes):
             run.save(saver, 2)
             with pytest.raises(StorageError) as caught:
                 saver.wait()
     place = tmp_path / "checkpoints" / "step_000000002"
-    assert str(caught.value).startswith(f"{place}: cannot be written (File too large); ")
+    assert str(caught.value).startswith(f"{place}: cannot be written (")
+    assert f"{reason}); " in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert checkpoints.steps(tmp_path) == [1]
     assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())

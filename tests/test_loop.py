@@ -23,6 +23,7 @@ from jobs.loop import DivergedError, Row, train
 from jobs.optimizer import Average
 from jobs.spec import TrainSpec, load
 from models import weights
+from pipeline.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,6 +115,24 @@ def test_two_processes_come_to_what_one_does(folder: Path, parallel: str) -> Non
     assert rows[0] == {"step": 16, "resumed": 16}
     for name, x in other.items():
         torch.testing.assert_close(again[name], x, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_dropout_is_that_of_the_parts_of_a_batch(tmp_path: Path) -> None:
+    """Two workers draw what one does that works through as many parts; and it is dropout that is tested."""
+    clip = {"arch": tiny_shards.tower(tmp_path, 24)}
+    sampling = Sampling(frames=16, height_px=16, width_px=16)
+    plan = models.plan("dualpath-b16", frames=16, size=(16, 16), clip=models.ClipConfig(**clip))
+    tiny_shards.write(tmp_path / "clips", 24, plan=plan, sampling=sampling)
+    recipe = {"steps": 4, "batch": 8, "optimizer": {"name": "sgd", "learning_rate": 0.5}}
+    values = tiny_shards.spec(tmp_path, model={"name": "dualpath-b16", "clip": clip}, recipe=recipe)
+    _, state = trained(with_(values, accumulate=2), "one")
+    by_torchrun({**values, "resources": {"workers": 2}}, tmp_path, "two", 2)
+    two = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    for name, x in state.items():
+        torch.testing.assert_close(two[name], x, rtol=1e-4, atol=1e-6, msg=name)
+    _, other = trained(values, "other")
+    assert not torch.allclose(other["temporal.0.mlp.up.weight"], state["temporal.0.mlp.up.weight"], rtol=1e-2)
 
 
 def test_what_is_terminated_saves_and_goes_on(folder: Path) -> None:

@@ -33,15 +33,17 @@ def write(
     captions: Sequence[Any] = (),
     videos: int | None = None,
     plan: Plan | None = None,
+    sampling: Sampling = SAMPLING,
 ) -> str:
     """Shards of 8 clips each: noise with more of one colour, which is the label. The folder's name.
 
-    videos: how many they are of, in turns; one for each clip if left out. plan: other than the tiny model's.
+    videos: how many they are of, in turns; one for each clip if left out. plan, sampling: other than those of
+    the tiny model.
     """
     videos = clips if videos is None else videos
     found = plan or (models.image_plan if still else models.plan)(NAME, frames=4, size=(8, 12), tubes=TUBES)
     assert isinstance(found, Plan)
-    schema, rng = shard_schema(found, SAMPLING), np.random.default_rng([seed, still])
+    schema, rng = shard_schema(found, sampling), np.random.default_rng([seed, still])
     folder.mkdir(parents=True)
     for start in range(0, clips, 8):
         numbers = range(start, min(start + 8, clips))
@@ -54,10 +56,11 @@ def write(
         }
         pixels = {tube.name: np.empty((len(numbers), *tube.shape), np.uint8) for tube in found.tubes}
         for row, k in enumerate(numbers):
-            frames = rng.integers(0, 156, (1 if still else 4, 8, 12, 3), dtype=np.uint8)
-            frames[..., 2 - k % videos % 3] += 99
-            (canvas,) = found.canvases
-            cut({canvas: frames}, found, {name: x[row] for name, x in pixels.items()})
+            frames = {}
+            for canvas in found.canvases:
+                frames[canvas] = rng.integers(0, 156, (canvas.frames, *canvas.frame_size, 3), dtype=np.uint8)
+                frames[canvas][..., 2 - k % videos % 3] += 99
+            cut(frames, found, {name: x[row] for name, x in pixels.items()})
         arrays = [
             pa.FixedShapeTensorArray.from_numpy_ndarray(pixels[field.name])
             if field.name in pixels

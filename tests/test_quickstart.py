@@ -126,8 +126,9 @@ def test_views_of_a_real_scene_are_nearer_to_each_other_than_to_those_of_another
     scenes, trained, untrained = views()
     z_ND = torch.nn.functional.normalize(trained, dim=1)
     nearest = (z_ND @ z_ND.T).fill_diagonal_(-1).argmax(1)
-    assert [scenes[k] for k in nearest] == scenes
-    assert contrast(scenes, trained) > 3 * contrast(scenes, untrained)
+    # Colours alone get that far, also by random weights; what was learned sets scenes well apart.
+    assert sum(scenes[k] == scene for k, scene in zip(nearest, scenes, strict=True)) >= 14
+    assert contrast(scenes, trained) > 5 * contrast(scenes, untrained)
 
 
 def measured(head: str) -> float:

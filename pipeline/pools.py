@@ -29,6 +29,7 @@ from pipeline.storage import Location
 # A line of a traceback that names what was raised; what Ray itself raised because of it comes last.
 RAISED = re.compile(r"^(?!ray\.)(?:\w+\.)*(\w+): (.+)$", re.MULTILINE)
 SPEC_ERRORS = {SpecError.__name__, SpecListError.__name__}
+Stages = tuple[tuple[str, int], ...]  # the name of each pool, and how many actors it has
 GO_ON = "what is committed stays, and the same command goes on from there"
 
 
@@ -106,7 +107,8 @@ def run_pools(
         StalledError: see `Patience`.
         StorageError, SpecError, StageError: what a stage raised.
     """
-    watch = partial(_Watch, patience, tuple(pools), standing or Standing())
+    stages = tuple((pool.stage.__name__.lower(), pool.actors) for pool in pools)
+    watch = partial(_Watch, patience, stages, standing or Standing())
     with ray.data.DataContext.current(_context(object_store_bytes, watch)):
         units = _units(plan)
         for pool in pools:
@@ -210,12 +212,12 @@ class _Watch(ExecutionCallback):
     Its own guard takes it for progress that the plan is still read.
     """
 
-    def __init__(self, patience: Patience, pools: Sequence[Pool], standing: Standing):
-        self._patience, self._pools, self._standing = patience, pools, standing
+    def __init__(self, patience: Patience, stages: Stages, standing: Standing):
+        self._patience, self._stages, self._standing = patience, stages, standing
         self._finished, self._since = -1, 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        self._standing.pools = tuple(_states(executor._topology, self._pools))
+        self._standing.pools = tuple(_states(executor._topology, self._stages))
         pools = [operator for operator in executor._topology if _workers(operator)]
         finished = sum(pool.metrics.num_tasks_finished for pool in pools)
         if finished != self._finished:
@@ -236,14 +238,14 @@ class _Watch(ExecutionCallback):
             )
 
 
-def _states(topology: Any, pools: Sequence[Pool]) -> Iterator[PoolState]:
-    operators = [operator for operator in topology if isinstance(operator, ActorPoolMapOperator)]
-    for pool, operator in zip(pools, operators, strict=False):
-        tasks, running = operator.metrics.num_tasks_running, operator.get_actor_info().running
-        waiting = topology[operator].total_enqueued_input_blocks() + max(0, tasks - running)
-        finished = operator.metrics.num_tasks_finished
-        name = pool.stage.__name__.lower()
-        yield PoolState(name, pool.actors, running, min(tasks, running), waiting, finished)
+def _states(topology: Any, stages: Stages) -> Iterator[PoolState]:
+    """How the pools stand; of a pool that is done no worker is left."""
+    pools = [operator for operator in topology if isinstance(operator, ActorPoolMapOperator)]
+    for (name, actors), pool in zip(stages, pools, strict=False):
+        tasks, running = pool.metrics.num_tasks_running, pool.get_actor_info().running
+        waiting = topology[pool].total_enqueued_input_blocks() + max(0, tasks - running)
+        wanted = 0 if pool.has_completed() else actors
+        yield PoolState(name, wanted, running, min(tasks, running), waiting, pool.metrics.num_tasks_finished)
 
 
 def _missing(pools: Sequence[Any]) -> Iterator[str]:

@@ -22,9 +22,9 @@ from pipeline.sampling import Sampling
 from pipeline.stages import Decode
 
 DASHBOARD = json.loads((Path(__file__).parent.parent / "jobs" / "specs" / "grafana.json").read_text())
-SERIES = {
+GAUGES_SHOWN = {f"ray_{name}" for name in GAUGES}
+SERIES = GAUGES_SHOWN | {
     *(f"ray_{name}_total" for name in COUNTERS),
-    *(f"ray_{name}" for name in GAUGES),
     *(f"ray_{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")),
 }
 
@@ -79,22 +79,27 @@ def scraped(endpoint: str) -> dict[tuple[str, str], float]:
 
 
 def test_what_a_unit_took_can_be_scraped(endpoint: str, clips: Path, tmp_path: Path) -> None:
+    run, sampling = Run(str(tmp_path), "f00d"), Sampling(**CROPPED)
+    cutting, unit = cutting_of(clips, sampling), unit_of("vp9.webm", "no", "none")
+    encoder = Encoder(Model(name="tubevit-tiny", batch_views=6), sampling)
+
     class Worker:
         """Both stages in one process, which stays."""
 
         def work(self) -> str:
-            run, sampling = Run(str(tmp_path), "f00d"), Sampling(**CROPPED)
-            decoded = Decode(run, cutting_of(clips, sampling), "session")(unit_of("vp9.webm", "no", "none"))
-            embed = Embed(run, Encoder(Model(name="tubevit-tiny", batch_views=6), sampling), 1, "")
-            return embed(decoded)["receipt"][0].as_py()
+            decoded = Decode(run, cutting, "session")(unit)
+            return Embed(run, encoder, 1, "")(decoded)["receipt"][0].as_py()
 
     worker = ray.remote(num_cpus=0)(Worker).remote()
     receipt = Receipt.from_json(ray.get(worker.work.remote()))
+    # A gauge that is reported late, on a busy machine, is left out for a while.
     deadline, found = time.monotonic() + 90, scraped(endpoint)
-    while missing := SERIES - {name for name, _ in found}:
-        assert time.monotonic() < deadline, missing
+    while len([name for name, _ in found if name in GAUGES_SHOWN]) < 2 or SERIES - {
+        name for name, _ in found
+    }:
+        assert time.monotonic() < deadline, sorted(found)
         time.sleep(0.3)
-        found = scraped(endpoint)
+        found |= scraped(endpoint)
     assert {name for name, _ in found} == SERIES
 
     def value(name: str, **tags: str) -> float:

@@ -115,6 +115,7 @@ def test_live_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plain_lines_come_by_themselves_when_there_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while no unit is finished, as with large units or workers that start."""
+    assert progress.PLAIN_SECONDS == 10.0
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.02)
     file = io.StringIO()
     shown = Progress(Console(file=file, width=200))

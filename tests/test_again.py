@@ -183,6 +183,7 @@ def test_an_input_that_changes_under_a_run_is_told(
     assert uris(rows(tmp_path / "out")) == ["h264.ts", "h264_bframes.mp4", "vp9.webm"]
 
 
+@pytest.mark.slow
 def test_a_watched_folder_is_embedded_as_it_fills(clips: Path, tmp_path: Path) -> None:
     """From an empty folder on, until SIGTERM; the run after it finds all in order."""
     folder, output = tmp_path / "in", tmp_path / "out"

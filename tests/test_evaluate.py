@@ -76,6 +76,7 @@ def test_numbers_are_those_of_the_model_itself(folder: Path) -> None:
     assert 0 <= found["calibration_error"] <= 1
 
 
+@pytest.mark.slow
 def test_two_workers_of_ray_find_the_same(folder: Path) -> None:
     """One of them without any video of the second set."""
     one = {"shards": tiny_shards.write(folder / "one", 3, videos=1), "head": "clips"}

@@ -135,6 +135,7 @@ def test_dropout_is_that_of_the_parts_of_a_batch(tmp_path: Path) -> None:
     assert not torch.allclose(other["temporal.0.mlp.up.weight"], state["temporal.0.mlp.up.weight"], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_what_is_terminated_saves_and_goes_on(folder: Path) -> None:
     values = with_(tiny_shards.spec(folder, checkpoints={"every_steps": 1000}), steps=400)
     _, whole = trained(values, "whole")

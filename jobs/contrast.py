@@ -23,6 +23,8 @@ from models.model import Model
 from models.text import TextEncoder, similarity
 from pipeline.errors import SpecError, SpecListError
 
+BLOCK = 32  # texts that are embedded together
+
 
 class ClassContrast:
     """Each clip among the names of all classes of its head: -log softmax(cosine / temperature).
@@ -73,9 +75,10 @@ class CaptionContrast:
 
 
 class Texts:
-    """Embeddings of texts, each computed when it is first asked for, and then kept in memory.
+    """Embeddings of texts, computed when they are first asked for, and then kept in memory.
 
-    texts: by their numbers.
+    By blocks that follow each other, so that what a text gives, to the last bit, does not depend on those
+    that are asked for with it. texts: by their numbers.
     """
 
     def __init__(self, encoder: TextEncoder, texts: Sequence[str]) -> None:
@@ -84,14 +87,14 @@ class Texts:
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
         """float32 (B, E), on the CPU."""
-        new = [number for number in dict.fromkeys(numbers) if number not in self._kept]
-        if new:
-            self._kept.update(zip(new, self._encoded([self._texts[k] for k in new]), strict=True))
-        return torch.stack([self._kept[number] for number in numbers])
+        return torch.stack([self._block(number // BLOCK)[number % BLOCK] for number in numbers])
 
-    def _encoded(self, texts: list[str]) -> Tensor:
-        with torch.autocast(self._encoder.device.type, enabled=False):
-            return self._encoder.encode(texts).cpu()
+    def _block(self, block: int) -> Tensor:
+        if block not in self._kept:
+            texts = self._texts[block * BLOCK : (block + 1) * BLOCK]
+            with torch.autocast(self._encoder.device.type, enabled=False):
+                self._kept[block] = self._encoder.encode(texts).cpu()
+        return self._kept[block]
 
 
 def contrast(

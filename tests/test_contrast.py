@@ -16,6 +16,7 @@ from torch.nn import functional
 from training import by_torchrun, part, refused, trained
 
 import models
+from jobs import contrast
 from jobs.contrast import CaptionContrast, ClassContrast, Texts
 from jobs.processes import processes
 from models import ClipConfig
@@ -114,11 +115,15 @@ def test_a_caption_is_embedded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return encode(self, texts)
 
     monkeypatch.setattr(TextEncoder, "encode", counted)
-    texts = Texts(encoder, ["a", "b", "c"])
-    first, again = texts([2, 0, 2]), texts([0, 1])
-    assert asked == ["c", "a", "b"]
-    torch.testing.assert_close(first, encode(encoder, ["c", "a", "c"]))
+    monkeypatch.setattr(contrast, "BLOCK", 2)
+    names = list("abcde")
+    texts = Texts(encoder, names)
+    first, again = texts([4, 0, 4]), texts([0, 1, 4])
+    assert asked == ["e", "a", "b"]
+    torch.testing.assert_close(first, encode(encoder, ["e", "a", "e"]))
     assert torch.equal(first[1], again[0])
+    alone = Texts(encoder, names)([0])  # whatever else was asked for
+    assert torch.equal(alone[0], first[1])
 
 
 @pytest.fixture
@@ -132,19 +137,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def spec(folder: Path, contrast: dict[str, Any], **recipe: Any) -> dict[str, Any]:
+def spec(folder: Path, wanted: dict[str, Any], **recipe: Any) -> dict[str, Any]:
     values = tiny_shards.spec(folder)
     tower = {"arch": tiny_shards.tower(folder, 96)}
     return {
         **values,
         "checkpoints": {},
-        "recipe": {**values["recipe"], "contrast": {"clip": tower, **contrast}, **recipe},
+        "recipe": {**values["recipe"], "contrast": {"clip": tower, **wanted}, **recipe},
     }
 
 
 def test_texts_find_what_was_trained_against_their_names(folder: Path) -> None:
-    contrast = {"temperature": 0.1, "prompts": ["a {} clip", "{}"]}
-    rows, _ = trained(spec(folder, contrast, steps=60))
+    wanted = {"temperature": 0.1, "prompts": ["a {} clip", "{}"]}
+    rows, _ = trained(spec(folder, wanted, steps=60))
     losses = [float(row["loss/contrast"]) for row in rows if "loss/contrast" in row]
     assert losses[0] > 2 * losses[-1]
     model = models.create(

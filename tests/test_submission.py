@@ -339,6 +339,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 except OSError:
                     time.sleep(0.3)
             yield os.environ[ADDRESS]
+            assert process.poll() is None, log.read_text()
         finally:
             mine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             for one in mine:

@@ -1,6 +1,7 @@
 """What workers tell Prometheus of their units, by way of Ray; jobs/specs/grafana.json is a dashboard of it.
 
-Ray exports a counter x as ray_x_total, a gauge as ray_x, a histogram as ray_x_bucket, ray_x_sum, ray_x_count.
+Ray exports a counter x as ray_x_total, a gauge as ray_x, a histogram as ray_x_bucket, ray_x_sum, ray_x_count,
+of which the sum is that of the buckets' middles, so what must be exact is counted.
 A unit that is done again, because its worker died, counts again: what a run came to is in its report.
 """
 
@@ -25,15 +26,13 @@ COUNTERS = {
     "tubelet_bytes": "Bytes of tubes that committed units hold",
     "tubelet_model_seconds": "Workers' time in the model",
     "tubelet_wait_seconds": "Time of the model's workers without input",
+    "tubelet_batch_views": "Views in batches of the model",
+    "tubelet_batch_room": "Views that those batches could have held",
     "tubelet_failures": "Rows of failures",
 }
 GAUGES = {"tubelet_peak_memory_bytes": "The most memory that a worker had so far"}
 HISTOGRAMS = {
     "tubelet_unit_seconds": ("How long a worker had a unit", [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]),
-    "tubelet_batch_fill": (
-        "The share of a batch of the model that is filled",
-        [k / 10 for k in range(1, 11)],
-    ),
 }
 
 
@@ -68,7 +67,8 @@ class Metrics:
 
     def batch(self, views: int, room: int) -> None:
         """A batch of the model."""
-        self._histograms["tubelet_batch_fill"].observe(views / room, self._tags)
+        self._count("batch_views", views)
+        self._count("batch_room", room)
 
     def committed(self, receipt: Receipt, failures: Sequence[Failure]) -> None:
         """A unit that exists from now on."""

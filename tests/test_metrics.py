@@ -121,5 +121,6 @@ def test_what_a_unit_took_can_be_scraped(endpoint: str, clips: Path, tmp_path: P
         assert value("ray_tubelet_units_total", stage=work.stage) == 1
         assert value("ray_tubelet_peak_memory_bytes", stage=work.stage) == work.peak_memory_bytes
     # Decoders send four views at a time, to a model that takes six; the last batch has one.
-    assert value("ray_tubelet_batch_fill_count") == 3
-    assert value("ray_tubelet_batch_fill_sum") == pytest.approx((4 + 4 + 1) / 6)
+    assert value("ray_tubelet_batch_views_total") == 9
+    assert value("ray_tubelet_batch_room_total") == 3 * 6
+    assert value("ray_tubelet_unit_seconds_count", stage="embed") == 1

@@ -86,6 +86,14 @@ def test_real_tables(corpus: str, clips: int, classes: int) -> None:
     assert all(labels[row["uri"]] == row["labels"] for row in rows)
 
 
+@pytest.mark.skipif(not (DATA / "images").exists(), reason="the real data is not here")
+def test_pictures_of_all_classes_are_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(corpora.CIFAR, "test", 100)
+    rows = corpora.cifar(DATA, tmp_path, "test")
+    assert list(Counter(row["labels"] for row in rows).values()) == [10] * 10
+    assert len({(tmp_path / row["uri"]).read_bytes() for row in rows}) == 100
+
+
 @pytest.mark.parametrize("model", ["tubevit", "gated", "dualpath"])
 def test_all_arms_have_one_budget(model: str, tmp_path: Path) -> None:
     budget = joint.Budget(steps=60, batch=8)

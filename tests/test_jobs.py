@@ -274,6 +274,7 @@ def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path
         np.testing.assert_array_equal(vector, second_rows[name])
 
 
+@pytest.mark.slow
 def test_videos_in_s3_and_output_in_s3(clips: Path, tmp_path: Path) -> None:
     """By way of a real S3 protocol server on loopback; the run is verified there, too."""
     moto = pytest.importorskip("moto.server")

@@ -54,7 +54,7 @@ class FakeServer:
         self.refusals: list[Exception] = []
         self.stopped: list[str] = []
         self.sent: dict[str, Any] = {}
-        self.files: dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
 
     def get_address(self) -> str:
         return "http://head:8265"
@@ -88,7 +88,7 @@ class FakeServer:
         RuntimeEnv(**sent["runtime_env"])  # checks what goes together
         folder = sent["runtime_env"].get("working_dir")
         found = [path for path in Path(folder).rglob("*") if path.is_file()] if folder else []
-        self.files = {path.relative_to(folder).as_posix(): path.read_text() for path in found}
+        self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
         self.status[sent["submission_id"]] = self.begins
         return str(sent["submission_id"])
 
@@ -168,7 +168,7 @@ def test_what_is_sent(fake: FakeServer, tmp_path: Path) -> None:
     )
     assert {name.partition("/")[0] for name in fake.files} == {"jobs", "models", "pipeline", "spec.yaml"}
     assert not [name for name in fake.files if "__pycache__" in name or "/." in name]
-    assert "secret" not in fake.files["spec.yaml"]
+    assert b"secret" not in fake.files["spec.yaml"]
     sent = load(yaml.safe_load(fake.files["spec.yaml"]))
     assert sent.ray.address is None
     assert sent.ray.environment.pip == tuple(environment["pip"])
@@ -378,6 +378,7 @@ def test_a_head_wants_its_own_token(
     assert isinstance(json.loads(capfd.readouterr().out), list)
 
 
+@pytest.mark.slow
 def test_submit_stop_submit_again(head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:
     """The quickstart, for ever, until it is stopped; then to its end. No row is lost, and none is doubled."""
     out = tmp_path / "out"

@@ -114,6 +114,7 @@ def test_a_content_is_known_again_whenever_it_was_written(
 
 
 @pytest.mark.parametrize("kind", ["embed", "shard"])
+@pytest.mark.slow
 def test_what_failed_is_done_again(
     kind: str, folder: Path, clips: Path, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ jobs.run(json.loads(sys.argv[1]))
 @pytest.mark.parametrize(
     ("name", "reason", "attempts"), [("murder.webm", "crashed", 2), ("sleep.webm", "timeout", 1)]
 )
+@pytest.mark.slow
 def test_an_input_that_kills_or_hangs_its_decoder_is_left_out_and_its_neighbours_are_not(
     clips: Path, local_ray: None, tmp_path: Path, name: str, reason: str, attempts: int
 ) -> None:

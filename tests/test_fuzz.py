@@ -28,6 +28,7 @@ def test_a_name_stands_for_the_same_bytes(files: dict[str, bytes], tmp_path: Pat
     assert any(mutate(name, files, seed=4) != mutate(name, files, seed=3) for name in chosen)
 
 
+@pytest.mark.slow
 def test_every_damaged_file_is_accounted_for(tmp_path: Path) -> None:
     fuzzed = fuzz(60, seed=0, folder=tmp_path / "fuzz", real=False)
     assert fuzzed.broken == []

@@ -247,6 +247,7 @@ def test_the_callers_columns_come_along(clips: Path, local_ray: None, tmp_path: 
     assert 0.5 <= first["start_seconds"] < first["end_seconds"] <= 1.5
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_gives_the_same(embedded: Path, corpus: Path, tmp_path: Path) -> None:
     """SIGKILL to the driver and everything it started, as soon as some clips are committed."""
     output = tmp_path / "out"

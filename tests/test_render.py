@@ -277,7 +277,8 @@ def test_like_nodes_for_all_workers(rendered: Rendered) -> None:
     assert dump(load(job("embed"))) in script
 
 
-# What the script finds on PATH in place of Slurm: nodes are processes here.
+# What the script finds on PATH in place of Slurm: nodes are processes here. Each has a folder of its own, as it
+# would on a machine: two that start at once in one take each other's sockets.
 SLURM = {
     "scontrol": 'printf "%s\\n" ${3//,/ }',
     "hostname": f"echo {get_node_ip_address()} ::1",
@@ -288,7 +289,7 @@ while [[ $1 == --* ]]; do
     case $1 in --ntasks=*) tasks=${1#*=} ;; esac
     shift
 done
-for ((n = 0; n < ${tasks:?}; n++)); do "$@" & pids+=($!); done
+for ((n = 0; n < ${tasks:?}; n++)); do "${@/%\\/ray//ray$$-$n}" & pids+=($!); done
 trap 'kill "${pids[@]}" 2> /dev/null' TERM
 wait
 wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,9 @@ def rows(folder: Path) -> dict[str, np.ndarray]:
     assert len(set(ids)) == len(ids)
     matrix = np.stack(table["embedding"].to_numpy())
     return dict(zip(ids, matrix, strict=True))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from samples import free_port
 
 from jobs import embed
 from jobs.cluster import Room, connected
@@ -45,12 +45,6 @@ def test_an_address_where_nothing_answers_is_told_at_once() -> None:
     ):
         pass
     assert time.monotonic() - begun < 30
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_ray_that_does_not_start_ends_the_process_though_it_holds_pythons_lock() -> None:

@@ -12,56 +12,20 @@ import pytest
 import ray
 import tiny_embeddings
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from samples import SMALL, embed_spec, rows, tubelet
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
-from tiny_embeddings import asked
+from tiny_embeddings import asked, clusters, labels, probed, splits, unit
 
 import jobs
-from jobs import linear, neighbours
 from jobs.embedded import open_embedded
 from jobs.exam import Regression, opened
-from jobs.folds import hold_out
 from jobs.linear import DECAYS
-from jobs.neighbours import hits, nearest, ranks, votes
 from jobs.questions import ProbeSpec
 from jobs.spec import load
 from jobs.submission import submit
-from models.config import ClipConfig
-from models.text import text_encoder
 from pipeline.errors import SpecError
 
 CPU = torch.device("cpu")
-
-
-def clusters(videos: int, classes: int, *, noise: float, dim: int = 16, seed: int = 0) -> np.ndarray:
-    """Points near the centre of their class, in turns; the classes' centres are at right angles."""
-    rng = np.random.default_rng(seed)
-    centres = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
-    return centres[np.arange(videos) % classes] + noise * rng.normal(size=(videos, dim))
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def labels(videos: int, classes: int) -> list[list[str]]:
-    return [[f"class {k % classes}"] for k in range(videos)]
-
-
-def splits(videos: int) -> list[str]:
-    """Two thirds are learned from; every class is on both sides if there are not three of them."""
-    return ["test" if k % 3 == 2 else "train" for k in range(videos)]
-
-
-def probed(folder: Path, **changed: Any) -> dict[str, Any]:
-    found = jobs.run(asked(folder, **changed))
-    assert isinstance(found, dict)
-    return found
 
 
 def test_what_is_easily_told_apart_is(tmp_path: Path) -> None:
@@ -123,54 +87,6 @@ def test_only_videos_of_the_splits_count(tmp_path: Path) -> None:
     assert probed(tmp_path, split={"train": "a", "test": "b"})["judges"]["1-NN"]["top1"] == 1.0
 
 
-def test_neighbours_vote_as_scikit_learns_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "SEARCHED", 7)
-    x = unit(clusters(90, 5, noise=0.4, seed=3)).astype(np.float32)
-    y = np.arange(90) % 5
-    bank = np.flatnonzero(np.arange(90) % 3 != 2)
-    asked_about = np.flatnonzero(np.arange(90) % 3 == 2)
-    cosines, which = nearest(torch.from_numpy(x[asked_about]), torch.from_numpy(x), bank, 12)
-    assert set(which.unique().tolist()) <= set(bank.tolist())
-    for k in (1, 4, 12):
-        theirs = KNeighborsClassifier(
-            k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
-        ).fit(x[bank], y[bank])
-        ours = votes(cosines[:, :k], torch.from_numpy(y)[which[:, :k]], 5).softmax(1)
-        np.testing.assert_allclose(ours, theirs.predict_proba(x[asked_about]), atol=1e-5)
-    few, _ = nearest(torch.from_numpy(x[asked_about]), torch.from_numpy(x), bank[:5], 12)
-    assert few.shape == (30, 5)
-
-
-@pytest.mark.parametrize("decay", [1.0, 1e-2, 1e-4])
-def test_the_linear_probe_is_scikit_learns_logistic_regression(
-    decay: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linear, "PART", 17)
-    x = (clusters(150, 4, noise=0.5, seed=4) * np.geomspace(0.01, 10, 16) + 3).astype(np.float32)
-    x[:, 5] = 0.25  # tells nothing, and has no deviation to be divided by
-    y, train = np.arange(150) % 4, np.arange(100)
-    regression = Regression(torch.from_numpy(x), torch.from_numpy(y), 4, CPU)
-    probe = regression.fitted(regression.standard(train), train, decay)
-    scaler = StandardScaler().fit(x[train])
-    theirs = LogisticRegression(C=1 / (decay * 100), tol=1e-10, max_iter=10_000)
-    theirs.fit(scaler.transform(x[train]), y[train])
-    ours = probe.logits(torch.from_numpy(x)).softmax(1)
-    np.testing.assert_allclose(ours, theirs.predict_proba(scaler.transform(x)), atol=2e-3)
-
-
-def test_any_number_of_labels_is_a_regression_for_each_class() -> None:
-    x = clusters(120, 3, noise=0.5, seed=5).astype(np.float32)
-    y = np.random.default_rng(5).random((120, 3)) < 0.4
-    y |= np.eye(3, dtype=bool)[np.arange(120) % 3]
-    rows = np.arange(120)
-    regression = Regression(torch.from_numpy(x), torch.from_numpy(y.astype(np.float32)), 3, CPU)
-    probe = regression.fitted(regression.standard(rows), rows, 0.01)
-    z = StandardScaler().fit_transform(x)
-    theirs = [LogisticRegression(C=1 / 1.2, tol=1e-10, max_iter=10_000).fit(z, y[:, k]) for k in range(3)]
-    expected = np.stack([one.predict_proba(z)[:, 1] for one in theirs], axis=1)
-    np.testing.assert_allclose(probe.logits(torch.from_numpy(x)).sigmoid(), expected, atol=2e-3)
-
-
 def test_many_labels_a_video_are_scored_by_mean_average_precision(tmp_path: Path) -> None:
     x = clusters(120, 3, noise=0.3, seed=6)
     marks = [[f"class {k % 3}"] + (["often"] if k % 2 else []) for k in range(120)]
@@ -194,72 +110,6 @@ def test_many_labels_a_video_are_scored_by_mean_average_precision(tmp_path: Path
     logits = probe.logits(exam.embedded.vectors()[80:])
     theirs = average_precision_score(exam.targets[80:], logits, average=None)
     np.testing.assert_allclose([precisions[name] for name in exam.classes], theirs, atol=1e-2)
-
-
-def test_the_decay_is_the_best_of_what_was_held_out() -> None:
-    x = torch.from_numpy(clusters(300, 3, noise=0.35, seed=7).astype(np.float32))
-    y = torch.arange(300) % 3
-    train, held_out = np.arange(200), np.arange(200) % 5 == 0
-    regression = Regression(x, y, 3, CPU)
-    found = regression.chosen(train, held_out)
-    part = regression.standard(train[~held_out])
-    losses = {
-        k: regression.loss(regression.fitted(part, train[~held_out], k), train[held_out]) for k in DECAYS
-    }
-    assert found.decay == min(losses, key=lambda k: losses[k])
-    assert found.decay not in (DECAYS[0], DECAYS[-1])
-    whole = regression.fitted(regression.standard(train), train, found.decay)
-    torch.testing.assert_close(found.logits(x), whole.logits(x), atol=1e-3, rtol=0)
-    assert regression.chosen(train, np.zeros(200, bool)).decay == 0.01
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(0, 3))
-def test_what_is_held_out_is_whole_groups(groups: list[int], seed: int) -> None:
-    found = hold_out(np.array(groups), seed)
-    inside, outside = (
-        {g for g, held in zip(groups, found, strict=True) if held == side} for side in (True, False)
-    )
-    assert not inside & outside
-    assert outside
-    assert bool(inside) == (len(set(groups)) > 1)
-    smallest = min(groups.count(g) for g in set(groups))
-    assert found.sum() <= max(0.2 * len(groups), smallest)
-    assert (hold_out(np.array(groups), seed) == found).all()
-
-
-def test_the_seed_draws_what_is_held_out() -> None:
-    assert len({tuple(np.flatnonzero(hold_out(np.arange(50), seed))) for seed in range(5)}) == 5
-    assert hold_out(np.arange(50), 0).sum() == 10
-
-
-@given(st.data())
-def test_hits_are_those_that_are_counted_one_by_one(data: st.DataObject) -> None:
-    queries, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
-    right = data.draw(
-        st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=queries, max_size=queries)
-    )
-    counts = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=3))
-    expected = [sum(any(row[:k]) for row in right) for k in counts]
-    assert hits(torch.tensor(right), counts).tolist() == expected
-
-
-@given(st.data())
-def test_ranks_are_those_that_are_counted_one_by_one(data: st.DataObject) -> None:
-    """Of small whole numbers, so that there are many ties, and no rounding."""
-    queries, searched = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 8))
-    numbers = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
-    x = data.draw(st.lists(numbers, min_size=queries, max_size=queries))
-    y = data.draw(st.lists(numbers, min_size=searched, max_size=searched))
-    key_of_y = data.draw(st.lists(st.integers(0, 2), min_size=searched, max_size=searched))
-    key_of_x = data.draw(st.lists(st.sampled_from(key_of_y), min_size=queries, max_size=queries))
-    expected = []
-    for vector, key in zip(x, key_of_x, strict=True):
-        cosines = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in y]
-        best = max(c for c, k in zip(cosines, key_of_y, strict=True) if k == key)
-        expected.append(sum(c >= best for c, k in zip(cosines, key_of_y, strict=True) if k != key))
-    vectors = torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)
-    found = ranks(*vectors, torch.tensor(key_of_x), torch.tensor(key_of_y), part=2)
-    assert found.tolist() == expected
 
 
 @pytest.fixture
@@ -321,56 +171,6 @@ def test_classes_that_are_never_learned_are_named(tmp_path: Path) -> None:
     found = probed(tmp_path)
     assert found["notes"] == ["note: classes that are asked about but not learned: 1 (class 2)"]
     assert found["judges"]["linear probe"]["classes"][2]["accuracy"] == 0
-
-
-class Worded:
-    """Embeddings that are those of their captions and classes, by a tiny CLIP with random weights."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        text = {"width": 32, "heads": 2, "layers": 2}
-        vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
-        tower = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-        (folder / "tower.json").write_text(json.dumps(tower))
-        self.clip = {"arch": str(folder / "tower.json")}
-        self.encoder = text_encoder(ClipConfig(**self.clip), seed=3)
-
-    def write(self, prompts: list[str], **columns: Any) -> None:
-        x = self.encoder.encode(prompts).numpy()
-        model = {"name": "clip", "clip": self.clip, "seed": 3}
-        tiny_embeddings.write(self.folder / "embedded", 7 * x, model=model, **columns)
-
-
-@pytest.fixture
-def worded(tmp_path: Path) -> Worded:
-    return Worded(tmp_path)
-
-
-def test_texts_find_what_they_name(worded: Worded) -> None:
-    classes = [("train_in", "bridge up", "nothing")[k % 3] for k in range(12)]
-    prompts = [f"a video of {name.replace('_', ' ')}." for name in classes]
-    worded.write(prompts, labels=[[name] for name in classes], split=["train"] * 6 + ["test"] * 6)
-    found = probed(worded.folder, text={})
-    assert found["judges"]["zero-shot"]["top1"] == 1.0
-    assert list(found["recall"]) == ["same label"]  # without captions
-    (warning,) = found["notes"]
-    assert warning.startswith("WARNING: the CLIP tower is randomly initialised")
-    other = probed(worded.folder, text={"prompts": ["{}"]}, output={"path": str(worded.folder / "other")})
-    assert other["judges"]["zero-shot"]["calibration_error"] != pytest.approx(
-        found["judges"]["zero-shot"]["calibration_error"]
-    )
-
-
-def test_captions_and_videos_find_each_other(worded: Worded) -> None:
-    """Of nine test videos three have one caption, two were given each other's, and one has none."""
-    said = ["a cat", "a cat", "a cat", "two dogs", "rain", "a house", "the sea", "the moon", "none"]
-    worded.write(
-        ["x"] * 4 + said, labels=labels(13, 2), split=["train"] * 4 + ["test"] * 9,
-        caption=[None] * 4 + said[:5] + ["the sea", "a house", "the moon", None],
-    )  # fmt: skip
-    found = probed(worded.folder, text={}, recall=[1, 8])["recall"]
-    assert found["text to video"] == {"1": pytest.approx(4 / 6), "8": 1.0}
-    assert found["video to text"] == {"1": pytest.approx(6 / 8), "8": 1.0}
 
 
 def test_the_same_command_again_reads_its_report(tmp_path: Path) -> None:
@@ -441,23 +241,6 @@ def test_what_does_not_fit_is_one_line(
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "probe" / "spec.yaml").exists()
-
-
-def test_texts_of_another_space_are_refused(worded: Worded) -> None:
-    def refused(**model: Any) -> str:
-        model = {"name": "clip", "clip": worded.clip, **model}
-        folder, given = worded.folder / "embedded", {"labels": labels(12, 2), "split": splits(12)}
-        tiny_embeddings.write(folder, clusters(12, 2, noise=0.1), model=model, **given)
-        with pytest.raises(SpecError) as caught:
-            probed(worded.folder, text={})
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    assert "text: the embeddings have 16 channels, those of" in refused()
-    assert "text tower 24; leave text out" in refused()
-    assert "text.pretrained: missing; the embeddings are from /trained" in refused(checkpoint="/trained")
-    moved = {**worded.clip, "pretrained": "/gone.safetensors"}
-    assert "text.pretrained: model.clip.pretrained = '/gone.safetensors': no such file" in refused(clip=moved)
 
 
 def test_outputs_that_are_not_whole_are_refused(tmp_path: Path) -> None:

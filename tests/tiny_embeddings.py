@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+import jobs
 from pipeline.shards import META
 
 
@@ -65,3 +66,29 @@ def asked(folder: Path, **changed: Any) -> dict[str, Any]:
         "version": 1, "kind": "probe", "embeddings": str(folder / "embedded"),
         "output": {"path": str(folder / "probe")}, **changed,
     }  # fmt: skip
+
+
+def clusters(videos: int, classes: int, *, noise: float, dim: int = 16, seed: int = 0) -> np.ndarray:
+    """Points near the centre of their class, in turns; the classes' centres are at right angles."""
+    rng = np.random.default_rng(seed)
+    centres = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    return centres[np.arange(videos) % classes] + noise * rng.normal(size=(videos, dim))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def labels(videos: int, classes: int) -> list[list[str]]:
+    return [[f"class {k % classes}"] for k in range(videos)]
+
+
+def splits(videos: int) -> list[str]:
+    """Two thirds are learned from; every class is on both sides if there are not three of them."""
+    return ["test" if k % 3 == 2 else "train" for k in range(videos)]
+
+
+def probed(folder: Path, **changed: Any) -> dict[str, Any]:
+    found = jobs.run(asked(folder, **changed))
+    assert isinstance(found, dict)
+    return found

@@ -15,6 +15,9 @@ from pipeline.errors import SpecError
 
 # Ray looks after its workers this often (2 s by default), so that one that is lost is soon replaced.
 HEALTH_SECONDS = "1"
+# Where a cluster decides how many workers there are, it may think again this often. A change costs the steps
+# since the last checkpoint.
+RESIZE_SECONDS = 60.0
 
 
 class WorkerError(RuntimeError):
@@ -57,6 +60,7 @@ def launch(
             use_gpu=gpus > 0,
             resources_per_worker=resources,
             label_selector=dict(room.chosen(wanted.labels)) or None,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.errors import SpecError
-from pipeline.order import Order
+from pipeline.order import Order, turn
 from pipeline.plan import Plan
 from pipeline.shards import ShardFile, ShardReader, require, tube_arrays, tube_values, videos_of
+from pipeline.tables import of_split
 
 # What is known of a clip without looking at its pixels.
 KNOWN = ("clip_id", "uri", "view_index", "labels", "caption", "split", "group")
@@ -66,14 +67,7 @@ class Dataset:
         self._open = lru_cache(OPEN_SHARDS)(self._reader)
         self._arrays = lru_cache(OPEN_BATCHES)(self._pixels)
         tables = [_clips(ShardReader(file.location), number, wanted) for number, file in enumerate(files)]
-        self.known = pa.concat_tables(tables).combine_chunks()
-        if split is not None:
-            splits, asked = self.known["split"], (split,) if isinstance(split, str) else split
-            there = pc.unique(splits).to_pylist()
-            if missing := [one for one in asked if one not in there]:
-                names = ", ".join(map(repr, there))
-                raise SpecError(f"{name}.split", missing[0], f"no clip has it; there are {names}")
-            self.known = self.known.filter(pc.is_in(splits, pa.array(asked, pa.string()))).combine_chunks()
+        self.known = of_split(pa.concat_tables(tables).combine_chunks(), split, name)
         if not self.known.num_rows:
             raise SpecError(name, files[0].location.path, "holds no clips")
         self._where = {column: self.known[column].to_numpy() for column in ("shard", "row", "views")}
@@ -127,14 +121,6 @@ class Dataset:
         reader = self._open(shard)
         held = tube_arrays(reader.batch(number), reader.plan)
         return reader.plan.take(held, self.plan)
-
-
-def turn(clips: np.ndarray, epochs: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """int64 (B,): which of its stored views a clip shows in an epoch: a hash of both, modulo its views."""
-    x = clips.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + epochs.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's last steps
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) % views.astype(np.uint64)).astype(np.int64)
 
 
 def _clips(reader: ShardReader, number: int, wanted: Plan) -> pa.Table:

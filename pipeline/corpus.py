@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 from pyarrow import fs as pafs
 
-from pipeline.errors import SpecError
+from pipeline.errors import MediaError, SpecError
 from pipeline.keys import Keys, doubled, keys_of, versions_of
-from pipeline.storage import Location, locate, version
+from pipeline.storage import Identity, Location, locate, version, version_of
 from pipeline.tables import (
     CHUNK_ROWS,
     IMAGE_SUFFIXES,
@@ -96,6 +96,21 @@ def read_corpus(
 def open_input(root: str, uri: str) -> Location:
     """Where an input of a corpus lies."""
     return locate(uri) if "://" in uri or uri.startswith("/") else locate(root) / uri
+
+
+def open_listed(
+    root: str, item: Mapping[str, Any], identity: Identity = "modified"
+) -> tuple[Location, str | None]:
+    """Where an input lies, and its version now. MediaError if it is not there, or not what was listed."""
+    try:
+        place = open_input(root, item["uri"])
+        found = version_of(place, identity)
+    except (SpecError, OSError, pa.ArrowException) as error:
+        raise MediaError("unreadable", " ".join(str(error).split())) from error
+    known = item["version"]
+    if found is not None and known is not None and known != found:
+        raise MediaError("changed", f"was {known} when it was listed, is {found} now")
+    return place, found
 
 
 def _versioned(tables: Iterable[pa.Table], root: str) -> Iterator[pa.Table]:

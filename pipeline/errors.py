@@ -78,3 +78,16 @@ class Failure:
     item: int | None = None
     rows: int = 0
     worker: str | None = None
+
+
+def failure_of(uri: str, error: Exception) -> Failure:
+    """What decoding an input has raised, as its failure; raised again if it speaks of the machine."""
+    if isinstance(error, SpecError | StorageError):
+        raise error
+    if isinstance(error, MediaError):
+        stage: Stage = "open" if error.reason in {"unreadable", "changed"} else "decode"
+        return Failure(uri, stage, error.reason, str(error), error.position_seconds)
+    reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"
+    if isinstance(error, MemoryError):  # of the machine, perhaps: but not of its neighbours
+        reason = "out_of_memory"
+    return Failure(uri, "decode", reason, f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -7,7 +7,7 @@ it and a run can go on from any step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -65,6 +65,22 @@ class Order:
         mine = shards[window * self._window_shards : (window + 1) * self._window_shards]
         clips = np.concatenate([np.arange(self._first[s], self._first[s + 1]) for s in mine])
         return np.random.default_rng([self._seed, epoch, window + 1]).permutation(clips)
+
+
+def turn(clips: np.ndarray, epochs: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """int64 (B,): which of its views a clip shows in an epoch: a hash of both, modulo its views."""
+    x = clips.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + epochs.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's last steps
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return ((x ^ (x >> np.uint64(31))) % views.astype(np.uint64)).astype(np.int64)
+
+
+def candidates(clip: int, epoch: int, clips: int) -> Iterator[int]:
+    """A clip, and which of all take its place in an epoch if it cannot be read, one after the other."""
+    yield clip
+    rng = np.random.default_rng([clip, epoch])
+    while True:
+        yield int(rng.integers(clips))
 
 
 def shares(weights: Sequence[float], batch: int, multiple: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -77,16 +78,20 @@ class Covered:
             self._whose, self._until = whose, max(since, end)
 
 
+def input_id(item: Mapping[str, Any]) -> str:
+    """What an input is called, or the annotated part of one."""
+    if item["start_seconds"] is None and item["end_seconds"] is None:
+        return str(item["uri"])
+    start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
+    return f"{item['uri']}@{start}-{end}"
+
+
 def _meta(item: dict[str, Any], source_version: str, pixels: Pixels, sampling: Sampling) -> dict[str, Any]:
     view = pixels.clip.index * sampling.views + pixels.crop_index
-    span = ""
-    if item["start_seconds"] is not None or item["end_seconds"] is not None:
-        start, end = ("" if s is None else s for s in (item["start_seconds"], item["end_seconds"]))
-        span = f"@{start}-{end}"
     return {
         **{k: v for k, v in item.items() if k not in PLANNED},
         # Unique in a corpus and the same in every run: who, which frames, which view of them.
-        "clip_id": f"{item['uri']}{span}#{pixels.pts.min()}-{pixels.pts.max()}/{view}",
+        "clip_id": f"{input_id(item)}#{pixels.pts.min()}-{pixels.pts.max()}/{view}",
         "source_version": source_version,
         "start_seconds": pixels.start_seconds,
         "end_seconds": pixels.end_seconds,

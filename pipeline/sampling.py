@@ -78,6 +78,12 @@ class Sampling(Frozen):
         """How many crops there are of each clip."""
         return self.crops if self.random_crops is None else self.random_crops.count
 
+    @property
+    def still(self) -> Self:
+        """The same of an image: it is a clip of one frame."""
+        one = {"frames": 1, "stride": 1, "fps": None, "clips": 1, "every_seconds": None, "end": "repeat"}
+        return self.model_copy(update=one)
+
 
 @dataclass(frozen=True)
 class Timeline:

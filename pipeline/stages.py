@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from pipeline.attempts import Attempts, bounded
 from pipeline.commits import File, Receipt, Run, Work
-from pipeline.corpus import Media, open_input
-from pipeline.errors import Failure, MediaError, Reason, SpecError, Stage, StorageError
+from pipeline.corpus import Media, open_listed
+from pipeline.errors import Failure, MediaError, failure_of
 from pipeline.limits import Hardware, Limits
 from pipeline.metrics import Metrics
 from pipeline.plan import Plan
 from pipeline.rows import Covered, Rows
 from pipeline.sampling import Sampling
 from pipeline.shards import shard_schema
-from pipeline.storage import Identity, atomic_file, version_of
+from pipeline.storage import Identity, atomic_file
 from pipeline.video import Lost, Pixels, Tally, read_clips
 
 # A unit waits between two stages as one row of this schema: its views as an Arrow IPC stream.
@@ -60,11 +60,7 @@ class Cutting:
         return Attempts(run, unit, session, self.attempts, self.limits.timeout_seconds).begin()
 
     def _clips(self, media: Media) -> Sampling:
-        """An image is a clip of one frame."""
-        if media == "video":
-            return self.sampling
-        still = {"frames": 1, "stride": 1, "fps": None, "clips": 1, "every_seconds": None, "end": "repeat"}
-        return self.sampling.model_copy(update=still)
+        return self.sampling if media == "video" else self.sampling.still
 
     def unit(
         self,
@@ -138,18 +134,8 @@ class Cutting:
                 source_version, view = next(views)
             except StopIteration:
                 return
-            except MediaError as error:
-                stage: Stage = "open" if error.reason in {"unreadable", "changed"} else "decode"
-                failures.append(Failure(uri, stage, error.reason, str(error), error.position_seconds))
-                return
-            except (SpecError, StorageError):
-                raise  # says something of the machine, and nothing of the input
             except Exception as error:
-                reason: Reason = "unreadable" if isinstance(error, OSError) else "corrupt"
-                if isinstance(error, MemoryError):  # of the machine, perhaps: but not of its neighbours
-                    reason = "out_of_memory"
-                message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                failures.append(Failure(uri, "decode", reason, message))
+                failures.append(failure_of(uri, error))
                 return
             if isinstance(view, Lost):
                 lost = view.error
@@ -164,14 +150,10 @@ class Cutting:
     ) -> Iterator[tuple[str, Pixels | Lost]]:
         """(what the file's content is known by, view) for each view of an input."""
         try:
-            place = open_input(self.root, item["uri"])
-            source_version = version_of(place, self.identity)
-        except (SpecError, OSError, pa.ArrowException) as error:
-            raise MediaError("unreadable", " ".join(str(error).split())) from error
-        known = item["version"]
-        if source_version is not None and known is not None and known != source_version:
-            problem = f"was {known} when it was listed, is {source_version} now"
-            raise MediaError("changed", f"{problem}; run with --extend to list it again")
+            place, source_version = open_listed(self.root, item, self.identity)
+        except MediaError as error:
+            remedy = "; run with --extend to list it again" if error.reason == "changed" else ""
+            raise MediaError(error.reason, f"{error}{remedy}") from error
         span = (item["start_seconds"], item["end_seconds"])
         window = (item["first_clip"], item["stop_clip"])
         for view in read_clips(place, sampling, plan, span, window, self.limits, self.hardware, tally):

@@ -181,3 +181,15 @@ def _check_spans(
 
 def suffix_of(uri: str) -> str:
     return PurePosixPath(uri.partition("?")[0] if "://" in uri else uri).suffix.lower()
+
+
+def of_split(table: pa.Table, split: str | tuple[str, ...] | None, field: str) -> pa.Table:
+    """The rows of a split, or of several; None: all of them. SpecError if no row is of one of them."""
+    if split is None:
+        return table
+    splits, asked = table["split"], (split,) if isinstance(split, str) else split
+    there = pc.unique(splits).to_pylist()
+    if missing := [one for one in asked if one not in there]:
+        names = ", ".join(map(repr, there))
+        raise SpecError(f"{field}.split", missing[0], f"no clip has it; there are {names}")
+    return table.filter(pc.is_in(splits, pa.array(asked, pa.string()))).combine_chunks()

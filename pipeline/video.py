@@ -6,7 +6,7 @@ A frame leaves the codec straight at the size of its canvas, and only if the pla
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -21,7 +21,7 @@ from pipeline.plan import CHANNELS, Canvas, Plan
 from pipeline.sampling import Clip, Sampling, choose_clips, reach_of
 from pipeline.storage import Location
 
-__all__ = ["Lost", "Pixels", "Video", "probe", "read_clips"]
+__all__ = ["Lost", "Pixels", "Video", "probe", "read_clips", "read_view"]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def read_clips(
         if sampling.corrupt == "fail_file":
             video.check()
         clips = choose_clips(video.timeline, sampling, span_seconds, window)
-        desk = _Desk(video, location.path.rpartition("/")[2], sampling, plan, clips)
+        desk = _Desk(video, location.path.rpartition("/")[2], sampling, plan, clips, range(sampling.views))
         try:
             for shot in video.frames(desk.positions):
                 yield from desk.take(shot)
@@ -91,6 +91,35 @@ def read_clips(
         if video.tail_error is not None and window[1] is None:
             seconds = video.timeline.seconds(video.timeline.end_pts)
             yield Lost(None, MediaError("corrupt", f"cannot be read further: {video.tail_error}", seconds))
+
+
+def read_view(
+    location: Location,
+    sampling: Sampling,
+    plan: Plan,
+    pick: Callable[[int], int],
+    span_seconds: tuple[float | None, float | None] = (None, None),
+    limits: Limits | None = None,
+) -> Pixels:
+    """One of the views that `read_clips` gives of a file, and no other is decoded.
+
+    Args:
+        pick: is told how many there are, all crops of a clip one after the other, and says which.
+
+    Raises:
+        MediaError: the file does not give this one.
+    """
+    with Video(location, limits, reach_of(sampling, span_seconds), sampling.corrupt == "keep") as video:
+        if sampling.corrupt == "fail_file":
+            video.check()
+        clips = choose_clips(video.timeline, sampling, span_seconds)
+        clip, crop = divmod(pick(len(clips) * sampling.views), sampling.views)
+        name, crops = location.path.rpartition("/")[2], range(crop, crop + 1)
+        desk = _Desk(video, name, sampling, plan, [clips[clip]], crops)
+        found = next(view for shot in video.frames(desk.positions) for view in desk.take(shot))
+    if isinstance(found, Lost):
+        raise found.error
+    return found
 
 
 @dataclass
@@ -107,7 +136,10 @@ class _Filling:
 class _Desk:
     """Where clips are put together: frames come in order, and clips leave when they are full."""
 
-    def __init__(self, video: Video, name: str, sampling: Sampling, plan: Plan, clips: Sequence[Clip]):
+    def __init__(
+        self, video: Video, name: str, sampling: Sampling, plan: Plan, clips: Sequence[Clip], crops: range
+    ) -> None:
+        self._crops = crops
         self._timeline, self._sampling, self._plan = video.timeline, sampling, plan
         # Of each canvas: where the clip's frames go that the plan touches.
         self._rows = [(c, {t: t // c.step for t in plan.frames_of(c)}) for c in plan.canvases]
@@ -165,9 +197,10 @@ class _Desk:
     def _views(self, filling: _Filling, shot: Shot) -> list[Pixels]:
         if not filling.views:
             assert shot.frame is not None
-            crops = range(self._sampling.views)
-            boxes = [self._converter.box(shot.frame, self._sampling, k) for k in crops]
-            filling.views = [self._blank(filling.clip, k, box) for k, box in enumerate(boxes)]
+            boxes = [self._converter.box(shot.frame, self._sampling, k) for k in self._crops]
+            filling.views = [
+                self._blank(filling.clip, k, box) for k, box in zip(self._crops, boxes, strict=True)
+            ]
         return filling.views
 
     def _finished(self, filling: _Filling) -> Iterator[Pixels | Lost]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import Dataset, turn
+from pipeline.batches import Dataset
 from pipeline.errors import SpecError
+from pipeline.order import turn
 from pipeline.plan import Canvas, Plan, Tube
 from pipeline.sampling import Sampling
 from pipeline.shards import ShardFile, shard_schema

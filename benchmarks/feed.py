@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import models
-from jobs.materials import open_set
+from jobs.datasets import open_set
 from pipeline.batches import Dataset
 from pipeline.shards import ShardReader
 

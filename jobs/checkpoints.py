@@ -50,10 +50,13 @@ def check(run: Path, step: int, data: Mapping[str, Held]) -> None:
         before = Held(**then[name]) if name in then else now
         if before.digest != now.digest:
             grown = f"holds {now.clips:,} clips, but {before.clips:,} when step {step} was saved"
-            other = f"holds its {now.clips:,} clips in other shards than when step {step} was saved"
+            where = "in other shards" if now.source == "shards" else "under other names"
+            other = f"holds its {now.clips:,} clips {where} than when step {step} was saved"
             problem = grown if before.clips != now.clips else other
-            remedy = "name a new output.path, or put these shards back as they were, and new clips elsewhere"
-            raise SpecError(f"data.{name}.shards", now.folder, f"{problem}; {remedy}")
+            kept = f"these {now.source} back as they were, and new clips elsewhere"
+            raise SpecError(
+                f"data.{name}.{now.source}", now.folder, f"{problem}; name a new output.path, or put {kept}"
+            )
 
 
 def load(

@@ -84,7 +84,7 @@ def captions(datasets: Mapping[str, Labelled]) -> tuple[list[str], dict[str, np.
             some = (
                 f"{int(missing.sum()):,} of {len(dataset):,} clips, the first of them {clip}, have no caption"
             )
-            remedy = "shard a table with `caption`, or set recipe.contrast.against to classes"
+            remedy = "have `caption` in the table of the input, or set recipe.contrast.against to classes"
             raise SpecListError([f"{dataset.name}: {some}: {remedy}"])
     texts = pc.unique(pa.chunked_array(list(columns.values())))
     numbers = {

@@ -25,9 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import checkpoints
 from jobs.accuracy import accuracies
 from jobs.checkpoints import Saver
-from jobs.feed import Feed, Part
+from jobs.datasets import keep_lists
+from jobs.feed import Feed, Part, Reader, read_here
 from jobs.materials import Materials, create, held, materials
-from jobs.metrics import Meter, Row
+from jobs.metrics import Meter, Row, name_failures
 from jobs.model import in_bfloat16
 from jobs.objective import Objective, objective
 from jobs.optimizer import Average, optimizer, set_rate
@@ -35,7 +36,7 @@ from jobs.processes import processes, terminated
 from jobs.recipe import Learning
 from models import weights
 from models.transformer import Layer
-from pipeline.errors import SpecError
+from pipeline.errors import Failure, SpecError
 
 LOG_STEPS = 20  # between two rows
 STOP = ".stop"  # a file in the run's folder
@@ -52,27 +53,32 @@ class DivergedError(RuntimeError):
     """The loss or its gradient is no number any more."""
 
 
-def train(spec: Learning, run: Path, log: Log) -> bool:
+def train(spec: Learning, run: Path, log: Log, reader: Reader = read_here) -> bool:
     """Train as the spec says, or go on where an earlier call was stopped, and leave RUN/model.
+
+    Args:
+        reader: of the clips; the one that is left out decodes videos in this process.
 
     Returns:
         False if it was stopped: by SIGTERM, or because RUN/.stop is there. What was done is in a checkpoint.
 
     Raises:
         SpecError: the spec does not fit its data, or that is not what the last checkpoint was made with.
-        StorageError: a checkpoint cannot be written.
+        StorageError: a checkpoint cannot be written, or videos are not where they were.
         DivergedError: naming the step and the clips; the last checkpoint is from before.
     """
     with terminated() as stopped, processes() as device:
         torch.use_deterministic_algorithms(spec.strategy.deterministic)
-        return _Training(spec, run, log, device, stopped).run()
+        return _Training(spec, run, log, device, stopped, reader).run()
 
 
 class _Training:
     """All that a run holds, and its steps."""
 
-    def __init__(self, spec: Learning, run: Path, log: Log, device: torch.device, stopped: Event) -> None:
-        self.spec, self.folder, self.device = spec, run, device
+    def __init__(
+        self, spec: Learning, run: Path, log: Log, device: torch.device, stopped: Event, reader: Reader
+    ) -> None:
+        self.spec, self.folder, self.device, self.reader = spec, run, device, reader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.log = log if self.rank == 0 else lambda row: None
         shares = spec.shares()
@@ -80,7 +86,10 @@ class _Training:
         if any(share % parts for share in shares.values()):
             problem = f"{shares} clips of each dataset are not shared out evenly by {self.world} workers"
             raise SpecError("recipe.batch", spec.recipe.batch, problem)
-        data = materials(spec)
+        if self.rank == 0:
+            keep_lists(spec, run)
+        dist.barrier()
+        data = materials(spec, run)
         self.classes, self.sources, self.tests = data.classes, data.sources, data.tests
         self.held = held(spec, data)
         self.model = create(spec, data)
@@ -128,12 +137,14 @@ class _Training:
         spec, recipe = self.spec, self.spec.recipe
         first = self._resume()
         feed = Feed(
-            self.sources, self.rank, self.world, recipe.accumulate, recipe.seed, recipe.augment, self.device
-        )
-        meter, asked = Meter(recipe.batch), time.perf_counter()
+            self.sources, self.rank, self.world, recipe.accumulate, recipe.seed, recipe.augment, self.device,
+            self.reader,
+        )  # fmt: skip
+        meter, missed, asked = Meter(recipe.batch), list[Failure](), time.perf_counter()
         for step, parts in enumerate(feed.steps(first, recipe.steps), first):
             waited, done = time.perf_counter() - asked, step + 1
             found = self._step(step, parts)
+            missed += [failure for part in parts for one in part for failure in one.failures]
             meter.add(time.perf_counter() - asked, waited, found)
             last = done == recipe.steps
             if done % LOG_STEPS == 0 or last:
@@ -141,18 +152,31 @@ class _Training:
                 row["rate"] = recipe.optimizer.rate(step, recipe.steps)
                 if self.device.type == "cuda":
                     row["gpu_bytes"] = torch.cuda.max_memory_allocated()
+                if spec.decodes:
+                    row["failed"] = self._failed(done, missed)
                 self.log(row)
-                meter = Meter(recipe.batch)
+                meter, missed = Meter(recipe.batch), []
             wanted = spec.validation.every_steps
             if self.tests and ((wanted is not None and done % wanted == 0) or last):
                 self._test(done)
             stop = self._asked_to_stop()
             if (done % spec.checkpoints.every_steps == 0 or stop) and not last:
+                if spec.decodes:
+                    self._failed(done, missed)  # by now: what is done is not done again
                 saver.save(done, self.module, self.optimizer, self.average)
             if stop and not last:
                 return False
             asked = time.perf_counter()
         return True
+
+    def _failed(self, step: int, missed: list[Failure]) -> int:
+        """How many clips others stood in for, on all processes; their inputs are named in the folder."""
+        everywhere: list[Any] = [None] * self.world
+        dist.all_gather_object(everywhere, missed)
+        failures = [failure for some in everywhere for failure in some]
+        if failures and self.rank == 0:
+            name_failures(self.folder, step, failures)
+        return len(failures)
 
     def _asked_to_stop(self) -> bool:
         """By a signal to any process, or by a file in the run's folder, as the first process sees it."""
@@ -230,10 +254,13 @@ class _Training:
         """Accuracies of all validation sets; RUN/best is the model whose mean of them was the highest."""
         with self._averaged():
             batch = self.spec.validation.batch
-            row = accuracies(self.module, self.tests, batch, self.device, half=self.half)
+            row, missed = accuracies(
+                self.module, self.tests, batch, self.device, half=self.half, reader=self.reader
+            )
             if isinstance(self.module, FSDPModule):
                 self.module.reshard()  # which its root does only after a backward pass
-        self.log({"step": step, **row})
+        failed = {"failed (test)": self._failed(step, missed)} if self.spec.decodes else {}
+        self.log({"step": step, **row, **failed})
         mean = sum(row.values()) / len(row)
         if self.spec.validation.every_steps is not None and mean > self.best:
             self.best = mean

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 import models
 from jobs import contrast, distill
+from jobs.datasets import places, sampling_of
 from jobs.feed import Source
 from jobs.labels import Classes, captions, classes_of, targets
-from jobs.model import Weighted
 from jobs.optimizer import freeze
-from jobs.recipe import Clips, Learning
+from jobs.recipe import Learning
 from models import Options, build, registry, weights
 from models.model import Model
-from pipeline.batches import Dataset
-from pipeline.errors import SpecError, SpecListError
-from pipeline.plan import Plan
+from pipeline.batches import ClipSet
+from pipeline.errors import SpecListError
 from pipeline.sampling import Sampling
-from pipeline.shards import ShardSet, require, shard_files
-from pipeline.storage import locate
 
 
 class Held(NamedTuple):
-    """What a dataset holds: the folder of its shards, its clips, and a digest of how they lie in them."""
+    """What a dataset holds: where it lies, its clips, and a digest of what their order depends on."""
 
     folder: str
     clips: int
     digest: str
+    source: str = "shards"
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,19 @@ class Materials:
     captions: Sequence[str] = ()
 
 
-def materials(spec: Learning) -> Materials:
-    """Open all data of a spec. SpecError if it lacks pixels or labels that are needed."""
-    sampling = sampling_of(spec.data)
-    data = {name: open_data(f"data.{name}", one, spec.model, sampling) for name, one in spec.data.items()}
-    tests = {
-        name: open_data(f"validation.data.{name}", one, spec.model, sampling)
-        for name, one in spec.validation.data.items()
+def materials(spec: Learning, run: Path | None = None) -> Materials:
+    """Open all data of a spec; videos are those of the lists that are kept in a run's folder, if they are.
+
+    Raises:
+        SpecError: it lacks pixels or labels that are needed.
+    """
+    there = places(spec, run)
+    sampling = sampling_of([there[f"data.{name}"] for name in spec.data])
+    opened: dict[str, ClipSet] = {
+        field: place.dataset(spec.model, sampling) for field, place in there.items()
     }
+    data = {name: opened[f"data.{name}"] for name in spec.data}
+    tests = {name: opened[f"validation.data.{name}"] for name in spec.validation.data}
     classes = classes_of(data, {name: spec.head(name) for name in data}, _known(spec))
     shares, heads = spec.shares(), {name: spec.test_head(name) for name in tests}
     found = Materials(
@@ -83,15 +85,11 @@ def materials(spec: Learning) -> Materials:
 
 def held(spec: Learning, data: Materials) -> dict[str, Held]:
     """What each dataset holds: the order of a run's clips depends on it, so that it must not change."""
-    found = {}
-    for name, source in data.sources.items():
-        dataset = source.dataset
-        counts = np.bincount(dataset.known["shard"].to_numpy(), minlength=len(dataset.files))
-        files = (file.location.path.rpartition("/")[2] for file in dataset.files)
-        lines = "".join(f"{file} {count}\n" for file, count in zip(files, counts, strict=True))
-        digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
-        found[name] = Held(spec.data[name].shards, len(dataset), digest)
-    return found
+    sets = {name: source.dataset for name, source in data.sources.items()}
+    return {
+        name: Held(spec.data[name].path, len(dataset), dataset.digest, spec.data[name].source)
+        for name, dataset in sets.items()
+    }
 
 
 def create(spec: Learning, data: Materials) -> Model:
@@ -153,44 +151,6 @@ def _options(spec: Learning, data: Materials) -> Options:
     return {**spec.model.options(data.sampling), "num_classes": classes}
 
 
-def _source(spec: Learning, dataset: Dataset, head: str, classes: Classes, share: int) -> Source:
+def _source(spec: Learning, dataset: ClipSet, head: str, classes: Classes, share: int) -> Source:
     marks = targets(dataset, classes[head], multi_label=spec.recipe.multi_label)
     return Source(dataset, head, classes[head], marks, share)
-
-
-def open_set(folder: str, field: str) -> ShardSet:
-    """The one set of a shard job's output folder, or of a set's own. SpecError if there are several."""
-    place = locate(folder, field)
-    if not place.is_local:
-        raise SpecError(field, folder, "training maps its shards: copy them to a disk of every worker")
-    found = shard_files(place)
-    if len(found) > 1:
-        which = " or ".join(f"{folder}/shards/{name}" for name in found)
-        raise SpecError(field, folder, f"holds several sets; name one: {which}")
-    return ShardSet(next(iter(found.values())))
-
-
-def sampling_of(data: Mapping[str, Clips]) -> Sampling:
-    """How the clips are sampled that the model is made for: the first video dataset's, if there is one."""
-    sets = [open_set(one.shards, f"data.{name}.shards") for name, one in data.items()]
-    return next((one.sampling for one in sets if not is_still(one.plan, one.sampling)), sets[0].sampling)
-
-
-def is_still(plan: Plan, sampling: Sampling) -> bool:
-    """Whether shards hold images, cut as the first frame of clips would be."""
-    return plan.clip_frames == 1 and sampling.frames > 1
-
-
-def open_data(field: str, data: Clips, model: Weighted, sampling: Sampling) -> Dataset:
-    """Clips as a model sees them that is made for a sampling; `field` is what the spec calls them.
-
-    Raises:
-        SpecError: the model takes no images; or shards lack its tubes, or are of another size.
-    """
-    found = open_set(data.shards, f"{field}.shards")
-    plans = model.plans(sampling)
-    wanted = plans.get("image" if is_still(found.plan, found.sampling) else "video")
-    if wanted is None:
-        raise SpecError(f"{field}.shards", data.shards, f"holds images, and {model.name} takes none")
-    require(found.plan, wanted, data.shards, f"{field}.shards")
-    return Dataset(field, found.files, wanted, data.split)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.logs import Sink
+from pipeline.errors import Failure
 from pipeline.storage import locate, write_atomic
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
 FILE = "metrics.jsonl"
+FAILURES = "failures.jsonl"
 BOARD = "tensorboard"
 
 
@@ -85,9 +87,20 @@ class Metrics:
             self._sinks.remove(sink)
 
 
-def read(run: Path) -> Iterator[Row]:
+def name_failures(run: Path, step: int, failures: Iterable[Failure]) -> None:
+    """Add inputs to RUN/failures.jsonl that are not there yet, with the step by which they were missed."""
+    there = list(read(run, FAILURES))
+    named = {row["uri"] for row in there}
+    for one in failures:
+        if one.uri not in named:
+            named.add(one.uri)
+            there.append({"uri": one.uri, "reason": one.reason, "message": one.message, "step": step})
+    write_atomic(locate(str(run / FAILURES)), "".join(f"{json.dumps(row)}\n" for row in there).encode())
+
+
+def read(run: Path, file: str = FILE) -> Iterator[Row]:
     """All rows so far; one that is still being written, or never was to its end, is left out."""
-    path = run / FILE
+    path = run / file
     for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
         with suppress(json.JSONDecodeError):
             if line.endswith("\n"):

@@ -212,11 +212,13 @@ def _measures(row: Mapping[str, float | int | str]) -> Iterator[str]:
         yield f"mean accuracy {sum(accuracies.values()) / len(accuracies):.1%}"
     elif accuracies:
         yield "accuracy " + ", ".join(f"{name} {share:.1%}" for name, share in accuracies.items())
+    if row.get("failed"):
+        yield f"{counted(int(row['failed']), 'clip')} failed"
     for name, form in FORMS.items():
         if name in row:
             yield form.format(row[name])
     for name, value in row.items():
-        if name not in {"step", "loss", *FORMS} and not name.startswith("accuracy/"):
+        if name not in {"step", "loss", "failed", *FORMS} and not name.startswith("accuracy/"):
             yield f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}"
 
 

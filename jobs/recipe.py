@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from jobs.clips import Clips, Data, Fraction, at_home
 from jobs.logs import Logs
-from jobs.model import Precision, Weighted, absolute, clip_at_home
+from jobs.model import Precision, Weighted, clip_at_home
 from jobs.room import Labels
 from jobs.terms import Contrast, Distill
+from pipeline.limits import Limits
 from pipeline.order import shares
 from pipeline.plan import Frozen
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Clips(Frozen):
-    """Clips or images to be tested on.
-
-    shards: the output folder of a `kind: shard` job, or the folder of one of its sets (OUT/shards/image).
-    split: only the clips of this split, or of these; None: all of them.
-    head: the name of its label space; datasets with one head share their classes. None: its own name.
-    """
-
-    shards: str
-    split: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    head: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = None
-
-
-AnyClips = TypeVar("AnyClips", bound=Clips)
-
-
 # Models whose weights FSDP can share out: others have layers that take their turns inside frozen blocks.
 SHARED_OUT = ("tubevit-", "vivit-")
-
-
-class Data(Clips):
-    """Clips or images to learn from.
-
-    weight: its share of each batch, beside those of the others. flip: how often one of it is mirrored; None:
-        as recipe.augment says.
-    """
-
-    weight: PositiveFloat = 1.0
-    flip: Fraction | None = None
 
 
 class Optimizer(Frozen):
@@ -186,8 +157,27 @@ class TrainWorkers(Frozen):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
+class Decoding(Frozen):
+    """actors: videos decoded at a time, for all workers together; None is what there is room for.
+
+    labels: of the cluster's nodes that do it.
+    """
+
+    actors: PositiveInt | None = None
+    labels: Labels = Field(default_factory=dict)
+
+
+class LearnWorkers(TrainWorkers):
+    """decode: the videos of datasets that name some, beside the workers, with a core each."""
+
+    decode: Decoding = Decoding()
+
+
 class Learning(Frozen):
-    """All that a training process has to know; the spec of a job, but for where it runs."""
+    """All that a training process has to know; the spec of a job, but for where it runs.
+
+    limits: of a video that is decoded for a step.
+    """
 
     data: Annotated[dict[str, Data], Field(min_length=1)]
     model: Weighted
@@ -195,7 +185,8 @@ class Learning(Frozen):
     strategy: Strategy = Strategy()
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation = Validation()
-    resources: TrainWorkers = TrainWorkers()
+    resources: LearnWorkers = LearnWorkers()
+    limits: Limits = Limits(timeout_seconds=120.0)
     logs: Logs = Logs()
 
     @model_validator(mode="after")
@@ -220,6 +211,11 @@ class Learning(Frozen):
             there = ", ".join(sorted(trained))
             raise ValueError(f"validation.data: no such head is trained: {strangers[0]}; there are {there}")
         return self
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any of its clips come straight from videos."""
+        return any(one.source == "videos" for one in (*self.data.values(), *self.validation.data.values()))
 
     def shares(self) -> dict[str, int]:
         """How many clips of each dataset are in a batch: the same number for every worker there may be."""
@@ -270,13 +266,11 @@ class Testing(Frozen):
     def _trained(self) -> Self:
         if self.model.checkpoint is None:
             raise ValueError("model.checkpoint is missing: name the folder of a trained model (RUN/model)")
+        for name, one in self.data.items():
+            if one.source == "videos":
+                raise ValueError(f"data.{name}.videos: an evaluation reads shards; run a job of kind shard")
         return self
 
     def absolute(self) -> Self:
         """The same with paths that mean the same in every process of this machine."""
         return self.model_copy(update={"data": at_home(self.data), "model": self.model.absolute()})
-
-
-def at_home(data: Mapping[str, AnyClips]) -> dict[str, AnyClips]:
-    """Datasets with paths that mean the same in every process of this machine."""
-    return {name: one.model_copy(update={"shards": absolute(one.shards)}) for name, one in data.items()}

@@ -197,7 +197,7 @@ class _Together(Frozen):
 
 
 class TrainSpec(Learning, _Together):
-    """Train a model on shards; see jobs.recipe for what may be said of it."""
+    """Train a model on shards, or on videos; see jobs.recipe for what may be said of it."""
 
     kind: Literal["train"]
 
@@ -206,7 +206,7 @@ class TrainSpec(Learning, _Together):
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on."""
-        elsewhere = {"resources", "checkpoints", "strategy", "failure", "ray", "output", "logs"}
+        elsewhere = {"resources", "limits", "checkpoints", "strategy", "failure", "ray", "output", "logs"}
         values = self.model_dump(mode="json", exclude=elsewhere)
         return {**values, "shares": self.shares()}
 

@@ -11,26 +11,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import models
+from jobs.datasets import Stored, sampling_of
 from jobs.feed import Source
 from jobs.labels import targets
-from jobs.materials import open_data, sampling_of
 from jobs.model import in_bfloat16
 from jobs.processes import processes
 from jobs.recipe import Testing
 from jobs.scores import Scores
 from models import weights
 from models.model import Model
+from pipeline.batches import Dataset
 from pipeline.errors import SpecError, SpecListError
 from pipeline.sampling import Sampling
 
 
-def opened(spec: Testing) -> tuple[Sampling, dict[str, Source]]:
+def opened(spec: Testing) -> tuple[Sampling, dict[str, Source[Dataset]]]:
     """What a spec tests on, and how its clips are sampled, once it is known that the model fits.
 
     Raises:
         SpecError: the checkpoint has no such head, or does not fit the shards.
     """
-    sampling, wanted = sampling_of(spec.data), spec.model
+    there = {name: Stored.of(f"data.{name}", data) for name, data in spec.data.items()}
+    sampling, wanted = sampling_of(there.values()), spec.model
     folder = wanted.saved
     assert folder is not None
     try:
@@ -44,7 +46,7 @@ def opened(spec: Testing) -> tuple[Sampling, dict[str, Source]]:
         if head not in classes:
             problem = f"the checkpoint has no such head; there are {', '.join(classes) or 'none'}"
             raise SpecError(f"data.{name}.head", head, problem)
-        dataset = open_data(f"data.{name}", data, wanted, sampling)
+        dataset = there[name].dataset(wanted, sampling)
         marks = targets(dataset, classes[head], multi_label=spec.multi_label)
         sources[name] = Source(dataset, head, classes[head], marks)
     return sampling, sources
@@ -68,14 +70,16 @@ class _Examiner:
         self._several = isinstance(model.head, nn.ModuleDict)
         self._half = in_bfloat16(spec.precision, device.type)
 
-    def scores(self, source: Source) -> dict[str, Any]:
+    def scores(self, source: Source[Dataset]) -> dict[str, Any]:
         scores = Scores(source.classes, self._device, multi_label=self._spec.multi_label)
         mine = source.dataset.videos()[dist.get_rank() :: dist.get_world_size()]
         for logits_BC, numbers in self._logits(source, mine):
             scores.update(logits_BC, torch.from_numpy(source.targets[numbers]).to(self._device))
         return scores.compute()
 
-    def _logits(self, source: Source, videos: list[np.ndarray]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    def _logits(
+        self, source: Source[Dataset], videos: list[np.ndarray]
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """For some videos at a time: the mean of the logits of all their views, and each one's first clip."""
         begun_C = torch.zeros(len(source.classes), device=self._device)  # the sum of a video half seen
         if not videos:  # metrics want something of every process: no rows

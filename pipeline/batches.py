@@ -1,22 +1,27 @@
-"""Arrow shards -> torch tensors. The only module of the pipeline that imports torch.
+"""Arrow shards, or videos, -> torch tensors. The only module of the pipeline that imports torch.
 
 N clips of a dataset, B of them in a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.errors import SpecError
+from pipeline.errors import Failure, SpecError
+from pipeline.live import Found, Search, Videos
 from pipeline.order import Order, turn
 from pipeline.plan import Plan
+from pipeline.rows import input_id
 from pipeline.shards import ShardFile, ShardReader, require, tube_arrays, tube_values, videos_of
 from pipeline.tables import of_split
 
@@ -45,12 +50,31 @@ class Batch:
     """Some clips of one dataset: their pixels, and which ones they are.
 
     tubes: {tube name: uint8 (B, n_t, n_h, n_w, kT, kH, kW, 3)}.
-    clips, epochs: int64 (B,): their places in `Dataset.known`, and how often all had been seen before.
+    clips, epochs: int64 (B,): their places in `known`, and how often all had been seen before.
+    failures: of clips that cannot be read; others stand in their places.
     """
 
     tubes: dict[str, torch.Tensor]
     clips: np.ndarray
     epochs: np.ndarray
+    failures: tuple[Failure, ...] = ()
+
+
+class ClipSet(Protocol):
+    """What training wants of a dataset: a row of `known` for each clip, their order, and their pixels."""
+
+    name: str
+    plan: Plan
+    known: pa.Table
+
+    def __len__(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def order(self, seed: int) -> Order: ...
+
+    def read(self, clips: np.ndarray, epochs: np.ndarray, *, pinned: bool = False) -> Batch: ...
 
 
 class Dataset:
@@ -75,10 +99,20 @@ class Dataset:
     def __len__(self) -> int:
         return self.known.num_rows
 
+    @property
+    def digest(self) -> str:
+        """Of what the order depends on: how the clips lie in the shards."""
+        files = (file.location.path.rpartition("/")[2] for file in self.files)
+        return _digest(f"{file} {count}\n" for file, count in zip(files, self._counts(), strict=True))
+
     def order(self, seed: int) -> Order:
         """The stream of its clips."""
-        counts = np.bincount(self._where["shard"], minlength=len(self.files))
-        return Order(counts.tolist(), seed)
+        return Order(self._counts(), seed)
+
+    def _counts(self) -> list[int]:
+        """How many clips each shard holds."""
+        counts: list[int] = np.bincount(self._where["shard"], minlength=len(self.files)).tolist()
+        return counts
 
     def read(self, clips: np.ndarray, epochs: np.ndarray, *, pinned: bool = False) -> Batch:
         """Clips by number, of each the view whose turn it is in its epoch."""
@@ -121,6 +155,63 @@ class Dataset:
         reader = self._open(shard)
         held = tube_arrays(reader.batch(number), reader.plan)
         return reader.plan.take(held, self.plan)
+
+
+class LiveDataset:
+    """The clips of videos, or images, that are decoded when they are read.
+
+    known: a row for each clip: what its list says of it, and `clip_id`.
+    """
+
+    def __init__(self, name: str, videos: Videos, split: str | tuple[str, ...] | None = None):
+        """SpecError if no clip is of this, or one, split."""
+        inputs = of_split(videos.listing.inputs, split, name)
+        self.name, self.plan = name, videos.plan
+        self.videos = replace(videos, listing=replace(videos.listing, inputs=inputs))
+        ids = [input_id(item) for item in inputs.select(["uri", "start_seconds", "end_seconds"]).to_pylist()]
+        self.known = inputs.append_column("clip_id", pa.array(ids))
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def digest(self) -> str:
+        """Of what the order depends on: which clips there are."""
+        return _digest(f"{name}\n" for name in self.known["clip_id"].to_pylist())
+
+    def order(self, seed: int) -> Order:
+        """The stream of its clips: that of as many in one shard."""
+        return Order([len(self)], seed)
+
+    def read(self, clips: np.ndarray, epochs: np.ndarray, *, pinned: bool = False) -> Batch:
+        """Clips by number, decoded here, as many at a time as torch has threads."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return self.batch(epochs, threads.map(self._first_found, clips, epochs), pinned=pinned)
+
+    def batch(self, epochs: np.ndarray, found: Iterable[Found], *, pinned: bool = False) -> Batch:
+        """What was found for each place of a batch."""
+        tubes = {
+            tube.name: torch.empty(len(epochs), *tube.shape, dtype=torch.uint8, pin_memory=pinned)
+            for tube in self.plan.tubes
+        }
+        places = {name: tensor.numpy() for name, tensor in tubes.items()}
+        clips, failures = np.empty_like(epochs), list[Failure]()
+        for k, one in enumerate(found):
+            for name, place in places.items():
+                place[k] = one.tubes[name]
+            clips[k] = one.clip
+            failures += one.failures
+        return Batch(tubes, clips, epochs, tuple(failures))
+
+    def _first_found(self, clip: int, epoch: int) -> Found:
+        search = Search(self.videos, int(clip), int(epoch))
+        while (found := search.take(self.videos.cut(search.clip, search.epoch))) is None:
+            pass
+        return found
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _clips(reader: ShardReader, number: int, wanted: Plan) -> pa.Table:

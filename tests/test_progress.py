@@ -162,6 +162,10 @@ def test_a_line_of_a_training_run_is_readable() -> None:
     )
     short = {name: value for name, value in ROW.items() if not name.startswith("accuracy")}
     assert trained_line(short, 20_000).endswith("waited 2%  gradient 1.234")
+    assert "  accuracy clips 41.2%  2,000 clips failed  rate " in trained_line(
+        {**ROW, "failed": 2_000}, 20_000
+    )
+    assert trained_line({**ROW, "failed": 0}, 20_000) == trained_line(ROW, 20_000)
     assert trained_line({"step": 200, "accuracy/clips (test)": 0.5}, 20_000) == (
         "step 200/20,000  accuracy clips (test) 50.0%"
     )

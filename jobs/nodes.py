@@ -59,9 +59,10 @@ def _full_paths(spec: ClusterSpec) -> list[tuple[str, str]]:
     """
     paths: list[tuple[str, str | None]] = [("output.path", spec.output.path)]
     if isinstance(spec, TrainSpec | EvaluateSpec):
-        paths += [(f"data.{name}.shards", data.shards) for name, data in spec.data.items()]
+        paths += [(f"data.{name}.{one.source}", one.path) for name, one in spec.data.items()]
     if isinstance(spec, TrainSpec):
-        paths += [(f"validation.data.{name}.shards", x.shards) for name, x in spec.validation.data.items()]
+        tests = spec.validation.data.items()
+        paths += [(f"validation.data.{name}.{one.source}", one.path) for name, one in tests]
     if isinstance(spec, ShardSpec | EmbedSpec):
         several = spec.input.path if isinstance(spec.input.path, tuple) else (spec.input.path,)
         paths += [("input", path) for path in (*several, spec.input.shards)]
@@ -85,7 +86,11 @@ def groups(spec: ClusterSpec, shape: Shape) -> list[Group]:
     """
     if isinstance(spec, TrainSpec | EvaluateSpec):
         asked = spec.resources
-        return [_group(spec.kind, "resources", asked.most, asked.cpus, asked.gpus or 0, asked.labels, shape)]
+        found = [_group(spec.kind, "resources", asked.most, asked.cpus, asked.gpus or 0, asked.labels, shape)]
+        if isinstance(spec, TrainSpec) and spec.decodes:
+            decoding, field = spec.resources.decode, "resources.decode"
+            found.append(_group("decode", field, decoding.actors, 1.0, 0, decoding.labels, shape))
+        return found
     decode, embed = spec.resources.decode, spec.resources.embed
     found = []
     if spec.input.shards is None:
@@ -129,6 +134,10 @@ def placed(spec: ClusterSpec, shape: Shape) -> ClusterSpec:
     update: dict[str, Any] = {}
     if isinstance(resources, TrainWorkers):
         update = _filled(resources, spec.kind, None, 1.0)
+        if isinstance(spec, TrainSpec) and spec.decodes:
+            decoding = spec.resources.decode
+            labels = decoding.labels or {"role": "decode"}
+            update["decode"] = decoding.model_copy(update={"labels": labels})
     else:
         decode, embed = resources.decode, resources.embed
         alone = float(shape.cpus) if embed.gpus == 0 else None
@@ -154,10 +163,11 @@ def alike(spec: ClusterSpec, nodes: int, shape: Shape) -> Group:
         SpecError: two kinds of workers want nodes with labels that no node can have together.
     """
     resources = spec.resources
-    kinds = [resources] if isinstance(resources, TrainWorkers) else [resources.decode, resources.embed]
+    kinds = [] if isinstance(spec, EvaluateSpec) else [spec.resources.decode.labels]
+    kinds.append(resources.labels if isinstance(resources, TrainWorkers) else resources.embed.labels)
     labels: dict[str, str] = {}
-    for asked in kinds:
-        for key, value in asked.labels.items():
+    for wanted in kinds:
+        for key, value in wanted.items():
             if labels.setdefault(key, value) != value:
                 problem = (
                     f"no node is both {key}={labels[key]} and {key}={value}, as the spec's labels ask for"

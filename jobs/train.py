@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -17,8 +19,10 @@ from jobs.questions import ProbeSpec
 from jobs.room import Room
 from jobs.spec import TrainSpec, difference, dump, load
 from jobs.workers import WorkerError, launch
+from pipeline.attempts import longest_seconds
 from pipeline.errors import SpecError, StorageError
 from pipeline.lock import only_writer
+from pipeline.pools import StalledError
 from pipeline.storage import locate, write_atomic
 
 SPEC = "spec.yaml"
@@ -76,7 +80,7 @@ def _check(spec: TrainSpec, run: Path) -> None:
     from jobs.materials import check, held, materials
 
     logs.check(spec.logs)
-    data = materials(spec)
+    data = materials(spec, run)
     check(spec, data)
     for step in checkpoints.steps(run)[-1:]:
         checkpoints.check(run, step, held(spec, data))
@@ -89,8 +93,12 @@ def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
     stop, failed = run / STOP, run / FAILED
     for path in (stop, failed):
         path.unlink(missing_ok=True)
+    labels = spec.resources.decode.labels
+    if waiting := room.missing("resources.decode.labels", labels):
+        progress.note(waiting)
+    here = partial(work, decoders=decoders(spec, room), labels=room.chosen(labels))
+    arguments = (here, dump(spec), run, spec.resources, spec.failure.max_failures, room)
     thread = ThreadPoolExecutor(1)
-    arguments = (work, dump(spec), run, spec.resources, spec.failure.max_failures, room)
     fitting, told = thread.submit(launch, *arguments), len(list(read(run)))
     while not fitting.done():
         try:
@@ -103,11 +111,23 @@ def _fit(spec: TrainSpec, run: Path, room: Room, progress: Progress) -> None:
             stop.touch()
             progress.status("saving a checkpoint ...")
     _tell(run, spec, progress, told)
-    fitting.result()
     if failed.exists():
         raise WorkerError(failed.read_text())
+    fitting.result()
     if stop.exists():
         raise KeyboardInterrupt
+
+
+def decoders(spec: TrainSpec, room: Room) -> int:
+    """How many videos are decoded at a time, a core each. SpecError if workers leave no room for them."""
+    wanted, asked, labels = spec.resources, spec.resources.decode.actors, spec.resources.decode.labels
+    beside = 0.0 if room.apart(labels, wanted.labels) else wanted.most * wanted.cpus
+    # That of Ray's own small tasks will do, unless there are nodes to choose from.
+    free = max(0 if room.chosen(labels) else 1, int(room.where(labels).cpus - beside))
+    if spec.decodes and (asked or 1) > free and not room.may_grow:
+        problem = f"the workers leave room for {free}; lower it, or resources.workers"
+        raise SpecError("resources.decode.actors", asked or 1, problem)
+    return asked or max(1, free)
 
 
 def _tell(run: Path, spec: TrainSpec, progress: Progress, told: int) -> int:
@@ -118,18 +138,24 @@ def _tell(run: Path, spec: TrainSpec, progress: Progress, told: int) -> int:
     return len(rows)
 
 
-def work(config: dict[str, str]) -> None:
-    """What a worker does."""
+def work(config: dict[str, str], decoders: int, labels: Mapping[str, str]) -> None:
+    """What a worker does.
+
+    decoders: of all workers together. labels: of the nodes that they run on.
+    """
     import torch
     import torch.distributed as dist
 
     from jobs.checkpoints import steps
+    from jobs.decoders import Decoders
     from jobs.loop import DivergedError, train
     from jobs.metrics import Metrics
 
     spec = load(yaml.safe_load(config["spec"]))
     assert isinstance(spec, TrainSpec)
     run = Path(spec.output.path)
+    if (run / FAILED).exists():  # one that gave up took the others with it, and Ray begins again
+        return
     torch.set_num_threads(max(1, int(spec.resources.cpus)))
     first = dist.get_rank() == 0
     metrics = Metrics(run, logs.sinks(spec.logs, run, spec.model_dump(mode="json"))) if first else None
@@ -137,17 +163,20 @@ def work(config: dict[str, str]) -> None:
         last = (steps(run) or [0])[-1]
         metrics({"step": last, "resumed": last})
     try:
-        train(spec, run, metrics or (lambda row: None))
-    except (DivergedError, StorageError) as error:  # to try again would come to the same
-        if metrics is not None:
-            _give_up(run, error)
+        wait_seconds = spec.ray.wait_seconds + longest_seconds(spec.limits.timeout_seconds)
+        reader = Decoders(max(1, decoders // dist.get_world_size()), labels, wait_seconds)
+        train(spec, run, metrics or (lambda row: None), reader)
+    except (DivergedError, StorageError, StalledError) as error:  # to try again would come to the same
+        _give_up(run, error)
+        if dist.get_world_size() > 1:  # of which others may wait for this one
+            raise
     finally:
         if metrics is not None:
             metrics.close()
 
 
 def _give_up(run: Path, error: Exception) -> None:
-    """Say why, and end without an error, which Ray would answer by another attempt."""
+    """Say why, so that Ray's next attempt, if there is one, comes to nothing."""
     try:
         (run / FAILED).write_text(str(error))
     except OSError:  # no room even for that

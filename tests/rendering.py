@@ -26,6 +26,7 @@ def job(kind: str, **resources: Any) -> dict[str, Any]:
 
 
 STORED = {"input": {"shards": "/data/shards"}, "sampling": None}
+LIVE = {"data": {"clips": {"videos": "/data/videos.csv"}}}
 JOBS = [
     (job("embed", decode={"actors": 60}, embed={"actors": 4}), {"decode": 4, "embed": 4}),
     (
@@ -42,6 +43,7 @@ JOBS = [
     (job("shard", decode={"actors": 20, "hardware": "cuda"}), {"decode": 2}),
     (job("train", workers=8, cpus=4), {"train": 8}),
     (job("train", workers=(2, 6), gpus=0, cpus=4), {"train": 2}),
+    ({**job("train", workers=8, cpus=4, decode={"actors": 40}), **LIVE}, {"train": 8, "decode": 3}),
     (job("evaluate", workers=2, labels={"role": "gpu"}), {"evaluate": 2}),
 ]
 EVERY_JOB = pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from jobs.embed import Encoder
 from jobs.nodes import Shape, placed
 from jobs.room import Room
 from jobs.spec import EmbedSpec, EvaluateSpec, JobSpec, ShardSpec, TrainSpec, load
+from jobs.train import decoders
 from pipeline.commits import Run
 from pipeline.limits import Limits
 from pipeline.pools import Pool
@@ -37,7 +38,10 @@ def demands(spec: JobSpec) -> list[tuple[int, dict[str, float], Mapping[str, str
     room = Room.of([], may_grow=True)
     if isinstance(spec, TrainSpec | EvaluateSpec):
         asked = spec.resources
-        return [(asked.most, {"CPU": asked.cpus, "GPU": asked.gpus or 0.0}, asked.labels)]
+        processes = (asked.most, {"CPU": asked.cpus, "GPU": asked.gpus or 0.0}, asked.labels)
+        if isinstance(spec, EvaluateSpec) or not spec.decodes:
+            return [processes]
+        return [processes, (decoders(spec, room), {"CPU": 1.0, "GPU": 0.0}, spec.resources.decode.labels)]
     run, limits = Run("/x", "f"), Limits()
     cutting = Cutting("/", Sampling(), {}, (), 3, 16, limits, spec.resources.decode.hardware)
     pools: list[Pool] = (

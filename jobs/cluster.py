@@ -99,6 +99,25 @@ def _starting() -> Iterator[None]:
         os.close(nowhere)
 
 
+def survey(address: str | None) -> Room:
+    """What a job would find: the cluster that is named, or this machine, on which no Ray is started for that.
+
+    Raises:
+        SpecError: no cluster answers there.
+    """
+    if address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        with connected(address) as room:
+            return room
+    return Room(1, float(cores()), float(gpus()))
+
+
+def gpus() -> int:
+    """GPUs that this process may use."""
+    import torch  # which a process that only decodes does without
+
+    return torch.cuda.device_count()
+
+
 def cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

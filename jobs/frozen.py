@@ -40,6 +40,12 @@ class Source:
     corpus: Corpus | None
     shards: Mapping[Media, ShardSet]
 
+    @property
+    def extra(self) -> tuple[pa.Field, ...]:
+        """The caller's own columns."""
+        corpus = self.corpus
+        return () if corpus is None else tuple(corpus.schema.field(name) for name in corpus.extra)
+
 
 @dataclass(frozen=True)
 class FrozenPlan:

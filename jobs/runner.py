@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
-from jobs import embed, frozen, shard
+from jobs import frozen, placement
 from jobs.again import extend, retry
 from jobs.cluster import connected
 from jobs.embed import Encoder
@@ -16,18 +15,15 @@ from jobs.frozen import FrozenPlan
 from jobs.progress import Progress
 from jobs.publish import clean, failed_inputs, finished, publish, refuse_failures, report
 from jobs.report import Report
-from jobs.room import Room, written
+from jobs.room import Room
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline import generations
 from pipeline.attempts import longest_seconds
 from pipeline.commits import Run
-from pipeline.errors import SpecError
 from pipeline.lock import only_writer
 from pipeline.parts import live_failures
-from pipeline.pools import Patience, Pool, Standing, run_pools
+from pipeline.pools import Patience, Standing, run_pools
 from pipeline.probing import hash_contents, probe_durations
-from pipeline.rows import BATCH_ROWS
-from pipeline.stages import Cutting
 
 ITEM_SECONDS = 60.0
 
@@ -153,58 +149,15 @@ def _encoder(
     return encoder
 
 
-def _pools(job: _Job, plan: FrozenPlan) -> list[Pool]:
-    spec, run, encoder, room = job.spec, job.run, job.encoder, job.room
-    session = uuid.uuid4().hex
-    batch_rows = spec.model.batch_views if isinstance(spec, EmbedSpec) else BATCH_ROWS
-    cutting = Cutting(
-        plan.root,
-        plan.sampling,
-        plan.plans,
-        plan.extra,
-        spec.failure.attempts,
-        batch_rows,
-        spec.limits,
-        spec.resources.decode.hardware,
-        spec.input.identity,
-    )
-    if isinstance(spec, ShardSpec):
-        return shard.pools(spec, run, cutting, session, room)
-    assert encoder is not None
-    return embed.pools(spec, run, encoder, cutting, session, room)
-
-
-def _refuse_what_does_not_fit(pools: list[Pool], room: Room, progress: Progress) -> None:
-    """Workers that can never start would be waited for without end; a cluster that may grow is told of."""
-    for pool in pools:
-        stage = "embed" if pool.stage is embed.Embed else "decode"
-        if waiting := room.missing(f"resources.{stage}.labels", pool.labels):
-            progress.note(waiting)
-    named = {written(pool.labels): pool.labels for pool in pools if room.has(pool.labels)}
-    for labels in ({}, *named.values()):
-        here, some = room.where(labels), [pool for pool in pools if labels in ({}, pool.labels)]
-        where = f" with {written(labels)}" if labels else ""
-        for what, asked, there in (
-            ("cpus", sum(pool.actors * pool.cpus for pool in some), here.cpus),
-            ("gpus", sum(pool.actors * pool.gpus for pool in some), here.gpus),
-        ):
-            if asked > there and room.may_grow:
-                wanted = f"workers want {asked:g} {what}{where}, it has {there:g}"
-                progress.note(f"waiting for the cluster to grow: {wanted}")
-            elif asked > there:
-                place = f"nodes{where} have" if where else "this machine has"
-                problem = f"{place} {there:g}; ask for fewer actors, or for less for each"
-                raise SpecError(f"resources (actors x {what})", asked, problem)
-
-
 def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> None:
     """Run the units that are not committed."""
     spec, run, progress = job.spec, job.run, job.progress
     pending, most_items = generations.write_pending(run, plan.generations, committed)
     if not pending:
         return
-    pools = [replace(pool, actors=min(pool.actors, pending)) for pool in _pools(job, plan)]
-    _refuse_what_does_not_fit(pools, job.room, progress)
+    pools = placement.pools(spec, run, job.encoder, placement.cutting(spec, plan), job.room, pending)
+    for note in placement.check(pools, job.room):
+        progress.note(note)
     failed = len(failed_inputs(live_failures(run, committed, generations.void(run.place, plan.generations))))
     least = spec.model.batch_views if isinstance(spec, EmbedSpec) else 0
     standing = Standing()

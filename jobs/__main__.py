@@ -108,12 +108,33 @@ def plan(
     spec: SpecPath,
     set_: Overrides = None,
     output: Output = None,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.0, help="How long to decode and embed a sample; 0: look at headers only."),
+    ] = 20.0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Check a spec and its input and say what a run would do. Computes nothing, writes nothing."""
-    from jobs.estimate import estimate
+    """Check a spec, its input and its workers; say what a run would come to, by a sample that is measured.
 
-    found = estimate(load_spec(spec, set_, output))
+    What it says is kept in the output folder, where the run's report compares it with what came true.
+    """
+    from jobs.estimate import estimate
+    from jobs.hindsight import keep
+    from jobs.spec import EmbedSpec, ShardSpec
+    from jobs.survey import survey
+
+    checked = load_spec(spec, set_, output)
+    if isinstance(checked, ShardSpec | EmbedSpec):
+        foreseen = survey(checked, seconds)
+        kept = keep(foreseen)
+        if as_json:
+            print(json.dumps(foreseen.values(), indent=1))
+            return
+        out.print(foreseen.table())
+        for note in (*foreseen.notes, *kept):
+            out.print(note, highlight=False, markup=False, soft_wrap=True)
+        return
+    found = estimate(checked)
     if as_json:
         print(json.dumps(found, indent=1))
         return

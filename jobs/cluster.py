@@ -99,15 +99,15 @@ def _starting() -> Iterator[None]:
         os.close(nowhere)
 
 
-def survey(address: str | None) -> Room:
+def room(address: str | None) -> Room:
     """What a job would find: the cluster that is named, or this machine, on which no Ray is started for that.
 
     Raises:
         SpecError: no cluster answers there.
     """
     if address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
-        with connected(address) as room:
-            return room
+        with connected(address) as there:
+            return there
     return Room(1, float(cores()), float(gpus()))
 
 

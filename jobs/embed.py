@@ -40,14 +40,20 @@ STORED = pa.schema([("media", pa.string()), ("clips", pa.int64()), ("items", pa.
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model to construct on a worker: its settings, and the clips it is for."""
+    """A model to construct on a worker: its settings, and the clips it is for.
+
+    blank: with random weights in place of all that it has; it is as fast.
+    """
 
     model: Model
     sampling: Sampling
+    blank: bool = False
 
     def create(self) -> Module:
         """The model, on the CPU."""
         wanted, options = self.model, self.model.options(self.sampling)
+        if self.blank:
+            return models.blank(wanted.name, **options)
         return models.create(wanted.name, checkpoint=wanted.saved, seed=wanted.seed, **options)
 
     def check(self) -> None:
@@ -118,6 +124,15 @@ class Embed:
             self._plans["image"] = image_plan
         self._metrics = Metrics(run, "embed")
         self._idle_since = time.perf_counter()
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return self._device.type
+
+    def plan(self, media: Media) -> Plan:
+        """What its model wants of a view."""
+        return self._plans[media]
 
     def __call__(self, units: pa.Table) -> pa.Table:
         begun_at, waited_seconds = time.time(), time.perf_counter() - self._idle_since

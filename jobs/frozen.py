@@ -12,6 +12,7 @@ import pyarrow as pa
 import yaml
 
 from jobs.embed import freeze_shards, open_shards
+from jobs.hindsight import KEPT
 from jobs.spec import EmbedSpec, ShardSpec, difference, dump, load
 from pipeline import generations
 from pipeline.commits import Run
@@ -166,7 +167,7 @@ def read(run: Run, spec: ShardSpec | EmbedSpec) -> FrozenPlan | None:
     """
     place = run.place
     if not (place / SPEC).exists():
-        strangers = [i.base_name for i in place.files() if i.base_name[0] != "."]
+        strangers = [i.base_name for i in place.files() if i.base_name[0] != "." and i.base_name != KEPT]
         if strangers:
             raise SpecError(
                 "output.path", run.uri, f"holds other files ({strangers[0]}); choose a new folder"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from jobs import hindsight
 from jobs.frozen import FrozenPlan
 from jobs.report import Report
 from jobs.report_page import page
@@ -102,8 +103,13 @@ def report(
     before: Collection[int],
     wall_seconds: float,
     notes: list[str],
+    workers: Mapping[str, int] | None = None,
 ) -> Report:
-    """What the folder holds now, and how fast this call was, which found the units of `before` committed."""
+    """What the folder holds now, and how fast this call was, which found the units of `before` committed.
+
+    Args:
+        workers: {stage: how many} there were for this call.
+    """
     void = generations.void(run.place, plan.generations)
     manifest = run.manifest()
     assert manifest is not None
@@ -127,6 +133,11 @@ def report(
     )
     receipts = [receipt for receipt in run.receipts() if receipt.unit not in void.units]
     found.add(receipts, [receipt for receipt in receipts if receipt.unit not in before])
+    if (kept := hindsight.read(run)) is not None:
+        actual = {name: getattr(found, name) for name in hindsight.COMPARED}
+        if found.new_units < found.units:
+            del actual["wall_seconds"]
+        found.estimate = hindsight.compare(kept, actual, workers or {})
     if not found.told(run.place):
         pictures = thumbnails(spec, run, plan.root, plan.sampling)
         shown = page(found, Timeline.of(receipts), failed, pictures, dump(spec))

@@ -11,7 +11,9 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
+from jobs.hindsight import COMPARED, Comparison
 from jobs.timeline import Timeline
+from jobs.web import duration, size
 from pipeline.commits import Receipt
 from pipeline.storage import Location, write_atomic
 
@@ -56,6 +58,8 @@ class Report:
     workers: Mapping[str, int] = field(default_factory=dict)  # {stage: the most that had a unit at once}
     tail_seconds: float = 0.0  # from when the busiest stage last had all its workers busy, to the last unit
     notes: Sequence[str] = ()
+    # {what: {"estimated", "actual", "ratio"}} of what a plan said; the wall time only if this call did it all
+    estimate: Comparison | None = None
     format: int = FORMAT
 
     def add(self, receipts: Sequence[Receipt], new: Sequence[Receipt]) -> None:
@@ -131,7 +135,19 @@ class Report:
         if self.kind != "shard":
             waited = f", and {self.wait_seconds:.1f} s of waiting"
             yield "model", f"{self.model_seconds:.1f} s of workers' time{waited}"
+        if self.estimate:
+            yield "estimate", "\n".join(self.hindsight())
         yield "output", f"{self.output} ({self.output_files} files, {self.output_bytes / 1e6:,.1f} MB)"
+
+    def hindsight(self) -> Iterator[str]:
+        """A line for each thing that was estimated: how much, and how much it came to."""
+        for name, one in (self.estimate or {}).items():
+            told = (
+                duration if name.endswith("seconds") else size if name.endswith("bytes") else "{:,.0f}".format
+            )
+            came = "took" if name.endswith("seconds") else "came to"
+            estimated, actual = told(one["estimated"]), told(one["actual"])
+            yield f"{COMPARED[name]}: estimated {estimated}, {came} {actual} ({one['ratio']:.2f}x)"
 
     def _failures(self) -> str:
         if not self.failures:

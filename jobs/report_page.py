@@ -39,6 +39,9 @@ def page(
         *(f'<div class="note">{escape(note)}</div>' for note in report.notes),
         f'<div class="cards">{"".join(_cards(report))}</div>',
     ]
+    if report.estimate:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in report.hindsight())
+        body.append(f"<h2>The estimate</h2><ul>{lines}</ul>")
     if report.model is not None and any(report.split.values()):
         body.append(f"<h2>Workers' time</h2>{_split(report)}")
     if len(timeline):

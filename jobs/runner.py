@@ -87,9 +87,9 @@ def run_job(spec: ShardSpec | EmbedSpec, progress: Progress, again: Again = Agai
                 begun = time.monotonic()
                 plan = _plan(job, plan, source, again)
                 before = run.committed()
-                _work(job, plan, before)
+                workers = _work(job, plan, before)
                 publish(spec, run, plan, check)
-                done = report(spec, run, plan, before, time.monotonic() - begun, progress.notes)
+                done = report(spec, run, plan, before, time.monotonic() - begun, progress.notes, workers)
                 if again.watch_seconds is None:
                     return done
                 progress.status(f"{done.clips:,} clips of {done.inputs:,} inputs; watching ...")
@@ -149,12 +149,12 @@ def _encoder(
     return encoder
 
 
-def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> None:
-    """Run the units that are not committed."""
+def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> dict[str, int]:
+    """Run the units that are not committed; gives {stage: workers}."""
     spec, run, progress = job.spec, job.run, job.progress
     pending, most_items = generations.write_pending(run, plan.generations, committed)
     if not pending:
-        return
+        return {}
     pools = placement.pools(spec, run, job.encoder, placement.cutting(spec, plan), job.room, pending)
     for note in placement.check(pools, job.room):
         progress.note(note)
@@ -174,6 +174,7 @@ def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> None:
             refuse_failures(spec, plan, failed)
     finally:
         progress.stop()
+    return placement.workers(pools)
 
 
 def _patience(spec: ShardSpec | EmbedSpec, most_items: int) -> Patience:

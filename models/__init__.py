@@ -22,6 +22,7 @@ __all__ = [
     "Options",
     "Summary",
     "TubeConfig",
+    "blank",
     "check",
     "create",
     "describe",
@@ -61,6 +62,17 @@ def create(
     from models import build
 
     return build.create(config, checkpoint=checkpoint, seed=seed)
+
+
+def blank(name: str, **options: Unpack[Options]) -> Model:
+    """The same model with random weights: none are read or downloaded, whatever `options` name.
+
+    ValueError names what is wrong.
+    """
+    config = registry.resolve(name, options)
+    from models import build
+
+    return build.build(config).eval()
 
 
 def check(name: str, *, checkpoint: str | Path | None = None, **options: Unpack[Options]) -> None:

@@ -12,6 +12,7 @@ from pipeline.storage import locate, write_atomic
 
 if TYPE_CHECKING:
     from jobs.outlook import Outlook
+    from jobs.report import Report
 
 KEPT = "estimate.json"
 FORMAT = 1
@@ -55,18 +56,18 @@ def read(run: Run) -> dict[str, Any] | None:
     return kept if mine and kept.get("fingerprint") == run.fingerprint else None
 
 
-def compare(kept: Mapping[str, Any], actual: Mapping[str, float], workers: Mapping[str, int]) -> Comparison:
+def compare(kept: Mapping[str, Any], report: Report, workers: Mapping[str, int]) -> Comparison:
     """What was estimated beside what came true.
 
+    The wall time only of a call that did all of the job, and with as many workers as were thought of.
+
     Args:
-        actual: {what: how much}; the wall time only of a call that did all of the job.
-        workers: of that call. With others than were thought of it takes another time, and what depends on
-            them is left out.
+        workers: {stage: how many} the call of the report had.
     """
+    at_once = report.new_units == report.units and kept.get("workers") == workers
     found: Comparison = {}
     for name in COMPARED:
-        estimated, came = kept.get(name), actual.get(name)
-        if not estimated or came is None or (name == "wall_seconds" and kept.get("workers") != workers):
-            continue
-        found[name] = {"estimated": estimated, "actual": came, "ratio": came / estimated}
+        estimated, actual = kept.get(name), getattr(report, name)
+        if estimated and (at_once or name != "wall_seconds"):
+            found[name] = {"estimated": estimated, "actual": actual, "ratio": actual / estimated}
     return found

@@ -23,8 +23,7 @@ from pipeline.pools import Pool
 HOUR_SECONDS = 3600.0
 WORK = {"decode": "decoding", "model": "the model"}
 HELP = {
-    "decode": "more cores for decoders help; what is embedded again and again is better decoded once "
-    "(kind: shard)",
+    "decode": "more cores for decoders help",
     "cpu": "a GPU helps, or more cores",
     "cuda": "more GPUs help",
 }
@@ -159,11 +158,9 @@ class Outlook:
             return
         if self.samples:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-            failing = f"{self.failed} of {counted(self.sampled, 'sampled input')} fail" if self.failed else ""
-            lost = (
-                f"{failing} ({reasons})" if failing else f"some clips are lost ({reasons})" if reasons else ""
-            )
-            yield "sample", lost or f"{counted(self.sampled, 'input')}, none of which fails"
+            sampled = counted(self.sampled, "sampled input")
+            failing = f"{self.failed} of {sampled} fail ({reasons})"
+            yield "sample", failing if self.failed else f"none of {sampled} fails"
         yield "clips", _about(self.clips, lambda value: f"{value:,.0f}")
         if self.output_bytes is not None:
             yield "output", _about(self.output_bytes, size)
@@ -181,12 +178,11 @@ class Outlook:
         """With which workers, and so how long."""
         for pool in self.pools:
             name = pool.stage.__name__.lower()
-            each = " and ".join(
-                f"{n:g} {what}" for n, what in ((pool.cpus, "cpus"), (pool.gpus, "gpus")) if n
-            )
+            held = ((pool.cpus, "core"), (pool.gpus, "GPU"))
+            each = " and ".join(f"{n:g} {what}{'' if n == 1 else 's'}" for n, what in held if n)
             peak = self.peak_memory_bytes.get(name)
-            memory = f", {size(peak)} of memory each" if peak else ""
-            yield f"{name} workers", f"{pool.actors:,}" + (f", {each} each" if each else "") + memory
+            memory = f", {size(peak)} of memory" if peak else ""
+            yield f"{name} workers", f"{pool.actors:,}, for each {each}{memory}"
         if self.object_store_bytes:
             yield "object store", f"{size(self.object_store_bytes)} at most"
         if self.wall_seconds is not None:

@@ -19,7 +19,7 @@ from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import shard_schema
 
-ENOUGH_SECONDS = 3.0  # of timing, in which whatever else a machine does comes and goes
+ENOUGH_SECONDS = 5.0  # of timing, in which whatever else a machine does comes and goes
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: fl
         dim = stage.embed(one, media).shape[1]  # what is set up on first use is not timed
         found[media] = single = _timed(stage, one, media, 0.0)
         if most > 1 and time.monotonic() + single.seconds * most < until:
-            batch = noise(stage.plan(media), encoder.sampling, most)
-            stage.embed(batch, media)
-            found[media] = _timed(stage, batch, media, until)
+            found[media] = _timed(stage, noise(stage.plan(media), encoder.sampling, most), media, until)
     return Pace(
         stage.device,
         dim,

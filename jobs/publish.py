@@ -134,10 +134,7 @@ def report(
     receipts = [receipt for receipt in run.receipts() if receipt.unit not in void.units]
     found.add(receipts, [receipt for receipt in receipts if receipt.unit not in before])
     if (kept := hindsight.read(run)) is not None:
-        actual = {name: getattr(found, name) for name in hindsight.COMPARED}
-        if found.new_units < found.units:
-            del actual["wall_seconds"]
-        found.estimate = hindsight.compare(kept, actual, workers or {})
+        found.estimate = hindsight.compare(kept, found, workers or {})
     if not found.told(run.place):
         pictures = thumbnails(spec, run, plan.root, plan.sampling)
         shown = page(found, Timeline.of(receipts), failed, pictures, dump(spec))

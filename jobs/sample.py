@@ -104,7 +104,8 @@ class Sample:
 
     @property
     def reasons(self) -> Counter[str]:
-        return sum((Counter(dict(part.reasons)) for part in self.parts), Counter[str]())
+        """Why they did: of each input the first reason."""
+        return Counter(next(iter(part.reasons)) for part in self.parts if part.failed)
 
     @property
     def population(self) -> int:

@@ -76,19 +76,67 @@ def test_shards_of_an_empty_folder(
     assert "no shards in it" in capfd.readouterr().err
 
 
-def test_plan_says_what_a_run_would_do_and_writes_nothing(
+def test_a_plan_by_headers_says_what_a_run_would_do_and_writes_nothing(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    assert tubelet(monkeypatch, "plan", spec, "--set", "sampling.crops=3", "--json") == 0
+    headers = ("plan", spec, "--seconds", "0")
+    assert tubelet(monkeypatch, *headers, "--set", "sampling.crops=3", "--json") == 0
     found = json.loads(capfd.readouterr().out)
-    assert (found["inputs"], found["video views"], found["image views"]) == (14, 39, 3)
-    assert found["bytes of tubes"] == 39 * found["bytes per video view"] + 3 * found["bytes per image view"]
+    assert (found["inputs"], found["planned_views"]) == (14, {"video": 39, "image": 3})
+    assert found["tube_bytes"] == sum(
+        count * found["bytes_per_view"][media] for media, count in found["planned_views"].items()
+    )
+    assert (found["clips"], found["clips_low"], found["clips_high"]) == (42, 42, 42)
+    assert found["workers"].keys() == {"decode", "embed"}
+    assert [found[name] for name in ("wall_seconds", "decode_seconds", "gpu_seconds")] == [None] * 3
+    assert not (tmp_path / "out").exists()
+    assert tubelet(monkeypatch, *headers, "--set", "sampling.every_seconds=0.5") == 0
+    assert "by 13 headers about" in " ".join(capfd.readouterr().out.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_plan_estimates_windows_from_headers(spec: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
-    assert tubelet(monkeypatch, "plan", spec, "--set", "sampling.every_seconds=0.5") == 0
-    assert "estimate from the headers of" in " ".join(capfd.readouterr().out.split())
+def test_a_plan_measures_a_sample_and_keeps_what_it_says(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """Its own folder then holds what it said, which keeps no run, and no other plan, from it."""
+    assert tubelet(monkeypatch, "plan", spec, "--seconds", "10", "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert 1 <= found["sampled_inputs"] <= 14
+    assert found["sampled_failed_inputs"] == 0
+    assert found["clips_low"] <= found["clips"] == 14 == found["clips_high"]
+    for name in ("decode_cpu_seconds", "model_seconds", "output_bytes", "wall_seconds"):
+        assert found[name] > 0, name
+    assert (found["bottleneck"] in {"decode", "model"}, found["model_device"]) == (True, "cpu")
+    assert found["gpu_seconds"] is None
+    assert found["peak_memory_bytes"].keys() == {"decode", "embed"}
+    assert found["object_store_bytes"] == found["largest_unit_bytes"] * (
+        2 * found["workers"]["decode"] + 3 * found["workers"]["embed"]
+    )
+    kept = json.loads((tmp_path / "out" / "estimate.json").read_text())
+    assert kept["wall_seconds"] == found["wall_seconds"]
+    assert tubelet(monkeypatch, "plan", spec, "--seconds", "0") == 0
+    said = capfd.readouterr().out
+    assert "nothing: clips, work and time are not known" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("resources", ["{embed: {gpus: 1.0}}", "{decode: {actors: 1000}}"])
+def test_a_plan_refuses_workers_that_can_never_start_as_a_run_does(
+    spec: Path, resources: str, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """Before anything is measured."""
+    monkeypatch.setattr("jobs.sample.measure", None)
+    assert tubelet(monkeypatch, "plan", spec, "--set", f"resources={resources}") == 2
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if text]
+    assert re.search(r"resources \(actors x [cg]pus\) = .*this machine has \d; ask for fewer actors", line)
+
+
+def test_a_plan_refuses_the_folder_of_another_job(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert tubelet(monkeypatch, "plan", spec) == 2
+    assert "holds other files (thesis.txt)" in capfd.readouterr().err
 
 
 def test_a_model_is_described_and_a_misspelt_one_is_guessed(monkeypatch: pytest.MonkeyPatch, capfd) -> None:

@@ -130,7 +130,9 @@ def _decoding(found: Outlook) -> None:
     def views(part: Part) -> float:
         return part.views
 
-    found.clips = of_all(views)
+    planned, given = found.clips, of_all(views)
+    most = None if given.high is None else max(given.value, min(given.high, planned.high or given.high))
+    found.clips = Figure(given.value, given.low, most)
     found.decode_seconds = of_all(lambda part: part.seconds)
     found.decode_cpu_seconds = of_all(lambda part: part.cpu_seconds)
     parts = [part for sample in found.samples.values() for part in sample.parts]

@@ -19,6 +19,9 @@ import ray
 from samples import SMALL, embed_spec, rows
 
 import jobs
+from jobs.hindsight import keep
+from jobs.spec import EmbedSpec, load
+from jobs.survey import survey
 from pipeline.errors import SpecError
 from pipeline.storage import locate
 from pipeline.verify import verify
@@ -29,7 +32,10 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def embedded(corpus: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "embedded"
-    report = jobs.run(embed_spec(corpus, output))
+    spec = load(embed_spec(corpus, output))
+    assert isinstance(spec, EmbedSpec)
+    keep(survey(spec, 20.0))
+    report = jobs.run(spec)
     assert (report.inputs, report.clips, report.failed_inputs) == (17, 27, 3)
     return output
 
@@ -75,6 +81,21 @@ def test_a_run_leaves_its_spec_and_its_report(embedded: Path) -> None:
     for words in ("clips/s over", "Who had a unit when", "<title>unit", "unreadable", "name: tubevit-tiny"):
         assert words in page
     assert "tubevit-tiny" in (embedded / "spec.yaml").read_text()
+
+
+def test_a_report_says_how_far_off_the_estimate_was(embedded: Path) -> None:
+    found = json.loads((embedded / "report.json").read_text())
+    estimate = found["estimate"]
+    assert estimate.keys() == {
+        "clips", "output_bytes", "decode_cpu_seconds", "model_seconds", "wall_seconds",
+    }  # fmt: skip
+    for name, one in estimate.items():
+        assert one["actual"] == found[name]
+        assert one["ratio"] == pytest.approx(one["actual"] / one["estimated"])
+    # The sample may have been all there is, or half of it; counts and bytes do not depend on the machine.
+    assert 0.6 < estimate["clips"]["ratio"] < 1.6
+    assert 0.3 < estimate["output_bytes"]["ratio"] < 3
+    assert "clips: estimated" in (embedded / "report.html").read_text()
 
 
 def test_the_same_command_again_does_nothing(embedded: Path, corpus: Path) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from samples import embed_spec
 
 import jobs
-from jobs import embed, shard
+from jobs import embed, placement, shard
 from jobs.cluster import connected
 from jobs.progress import Progress
 from jobs.recipe import TrainWorkers
@@ -96,6 +96,70 @@ def test_what_no_node_has_is_refused_or_waited_for() -> None:
     assert waiting.startswith("waiting for a node with role=decod (resources.decode.labels)")
     assert cluster_of(1, 4, 1, 0).missing("resources.decode.labels", DECODE) is None
     assert Room(1, 7, 0).missing("resources.decode.labels", nowhere) is None
+
+
+def embed_check(room: Room, **resources: Any) -> list[str]:
+    return placement.check(embed_pools(room, **resources), room)
+
+
+def test_workers_that_fit_are_not_spoken_of() -> None:
+    assert embed_check(cluster_of(2, 32, 3, 1), **PLACED) == []
+    assert embed_check(Room(1, 7, 0), **PLACED) == []
+
+
+def test_all_workers_together_are_refused_or_waited_for() -> None:
+    for resources, line in (
+        (
+            {"decode": {"actors": 1000}},
+            r"resources \(actors x cpus\) = 10\d\d\.\d: this machine has 7; ask for fewer",
+        ),
+        ({"embed": {"gpus": 1.0}}, r"resources \(actors x gpus\) = 1\.0: this machine has 0; ask for fewer"),
+    ):
+        with pytest.raises(SpecError, match=line):
+            embed_check(Room(1, 7, 0), **resources)
+    wanted = {"decode": {"labels": DECODE, "actors": 1000}, "embed": {"labels": EMBED}}
+    with pytest.raises(SpecError, match=r"= 1024\.0: this machine has 87"):
+        embed_check(cluster_of(2, 32, 3, 0), **wanted)
+    notes = embed_check(cluster_of(2, 32, 3, 0, may_grow=True), **wanted)
+    assert "waiting for the cluster to grow: workers want 1000 cpus with role=decode, it has 64" in notes
+
+
+def test_one_worker_that_no_node_can_hold_is_refused_or_waited_for() -> None:
+    """However many cores there are in all."""
+    wide = {"decode": {"actors": 1, "cpus": 33.0, "labels": DECODE}, "embed": {"labels": EMBED}}
+    problem = "resources.decode.cpus = 33.0: no node with role=decode has more than 32; ask for less"
+    with pytest.raises(SpecError) as error:
+        embed_check(cluster_of(2, 32, 3, 0), **wide)
+    assert str(error.value) == problem
+    (note,) = embed_check(cluster_of(2, 32, 3, 0, may_grow=True), **wide)
+    assert note == (
+        "waiting for the cluster to grow: a worker wants 33 cpus, no node with role=decode has more than 32"
+    )
+    many = {"embed": {"gpus": 4.0, "actors": 1}}
+    with pytest.raises(SpecError, match=r"resources.embed.gpus = 4.0: no node has more than 2"):
+        embed_check(cluster_of(0, 0, 3, 2), **many)
+
+
+def test_workers_for_which_single_nodes_have_too_little_left_are_told_of() -> None:
+    """Twenty cores for each of six: there are 128, but a node of 32 has them once."""
+    wide = {"decode": {"actors": 1, "cpus": 8.0}, "embed": {"actors": 6, "cpus": 20.0}}
+    (note,) = embed_check(cluster_of(4, 32, 1, 0), **wide)
+    assert note == "only 4 of 6 workers of embed fit: each wants 20 cpus on one node"
+    tenths = {
+        "decode": {"actors": 10, "cpus": 0.1, "gpus": 0.1},
+        "embed": {"actors": 1, "cpus": 1.0, "gpus": 0.0},
+    }
+    assert embed_check(cluster_of(0, 0, 1, 1), **tenths) == []
+
+
+def test_no_more_workers_than_units() -> None:
+    spec = load(embed_spec(Path("/videos"), Path("/x")))
+    assert isinstance(spec, EmbedSpec)
+    cutting = Cutting("/", Sampling(), {}, (), 3, 16, Limits(), None)
+    encoder, room = embed.Encoder(spec.model, Sampling()), Room(1, 64, 0)
+    found = placement.pools(spec, Run("/x", "f"), encoder, cutting, room, 3)
+    assert placement.workers(found) == {"decode": 3, "embed": 1}
+    assert placement.workers(placement.pools(spec, Run("/x", "f"), encoder, cutting, room))["decode"] > 3
 
 
 @pytest.mark.parametrize("labels", ["{role: 'in(a,b)'}", "{role: '!a'}", "{'a b': c}", "{role: 3}"])

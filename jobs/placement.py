@@ -70,16 +70,13 @@ def check(pools: Sequence[Pool], room: Room) -> list[str]:
     Raises:
         SpecError: some can never start; they would be waited for without end.
     """
-    notes = []
-    for pool in pools:
-        if waiting := room.missing(f"resources.{_field(pool)}.labels", pool.labels):
-            notes.append(waiting)
-        elif room.places is not None and (note := _alone(pool, room)):
-            notes.append(note)
+    notes = [
+        note for pool in pools if (note := room.missing(f"resources.{_field(pool)}.labels", pool.labels))
+    ]
     named = {written(pool.labels): pool.labels for pool in pools if room.has(pool.labels)}
     for labels in ({}, *named.values()):
         notes += _together([pool for pool in pools if labels in ({}, pool.labels)], labels, room)
-    return notes
+    return notes + [note for pool in pools if (note := _alone(pool, room))]
 
 
 def _together(pools: Sequence[Pool], labels: Mapping[str, str], room: Room) -> list[str]:
@@ -102,9 +99,8 @@ def _together(pools: Sequence[Pool], labels: Mapping[str, str], room: Room) -> l
 
 def _alone(pool: Pool, room: Room) -> str | None:
     """What to say if single nodes are too small for the workers of a pool, however many nodes there are."""
-    assert room.places is not None
-    nodes = [node for node in room.places if node.has(pool.labels)]
-    if not nodes:
+    nodes = [node for node in room.places or () if node.has(pool.labels)]
+    if not nodes:  # a machine alone; or none has these labels, which is told already
         return None
     where = f" with {written(pool.labels)}" if pool.labels else ""
     places = sum(_places(pool, node) for node in nodes)

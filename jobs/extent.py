@@ -66,7 +66,7 @@ def extent(spec: ShardSpec | EmbedSpec, source: Source, seconds_of: Seconds) -> 
     until = time.monotonic() + HEADERS_SECONDS
 
     def durations(root: str, inputs: pa.Table) -> list[float | None]:
-        """Those of a few inputs, and for the others the same again and again: spread as they are."""
+        """Those of a few inputs, each of which stands for its neighbours."""
         most = max(1, HEADERS // (1 + len(found.headers)))  # fewer of each later chunk
         uris = inputs["uri"].to_pylist()[:: max(1, inputs.num_rows // most)][:most]
         known: list[float | None] = []
@@ -76,7 +76,7 @@ def extent(spec: ShardSpec | EmbedSpec, source: Source, seconds_of: Seconds) -> 
         assert source.sampling.every_seconds is not None
         found.headers += [count_windows(one or 0.0, source.sampling.every_seconds) for one in known]
         found.asked += inputs.num_rows
-        return [known[k % len(known)] for k in range(inputs.num_rows)]
+        return [known[k * len(known) // inputs.num_rows] for k in range(inputs.num_rows)]
 
     crops = source.sampling.views if source.corpus is not None else 1  # a shard's row is a view already
     for table in frozen.units_of(spec, source, durations):

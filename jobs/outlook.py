@@ -205,7 +205,8 @@ class Outlook:
             assert mine is not None
             assert self.cpu_seconds is not None
             share = f"{mine.value:,.3g} of {self.cpu_seconds.value:,.3g} core-seconds"
-            return f"{WORK[slowest]} ({share}, on {self.room.cpus:g} cores that all share); {help_}"
+            cores = counted(round(self.room.cpus), "core")
+            return f"{WORK[slowest]} ({share}, on {cores} that all share); {help_}"
         others = [
             f"{WORK[name]} {duration(bounds[name])}" for name in bounds if name in WORK and name != slowest
         ]

@@ -20,6 +20,7 @@ from pipeline.sampling import Sampling
 from pipeline.shards import shard_schema
 
 ENOUGH_SECONDS = 5.0  # of timing
+HASTE = 1.5  # a batch twice as large takes less than twice as long
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Pace:
 
 
 def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: float, *, on_gpu: bool) -> Pace:
-    """Time a worker's own stage on batches of so many views, or on single ones where that takes too long.
+    """Time a worker's own stage on batches of so many views, or on smaller ones where these take too long.
 
     Args:
         on_gpu: whether it may use a GPU; this process has no other chance to find one.
@@ -52,17 +53,13 @@ def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: fl
     stage = Embed(Run("", ""), encoder, threads, "")
     start_seconds = time.monotonic() - begun
     found: dict[Media, _Timed] = {}
-    dim = 0
     for media, most in views.items():
         until = time.monotonic() + seconds / len(views)
-        one = noise(stage.plan(media), encoder.sampling, 1)
-        dim = stage.embed(one, media).shape[1]  # what is set up on first use is not timed
-        found[media] = single = _timed(stage, one, media, 0.0)
-        if most > 1 and time.monotonic() + single.seconds * most < until:
-            found[media] = _timed(stage, noise(stage.plan(media), encoder.sampling, most), media, until)
+        found[media] = _grown(stage, encoder.sampling, media, most, until)
+    one = next(iter(views))
     return Pace(
         stage.device,
-        dim,
+        stage.embed(noise(stage.plan(one), encoder.sampling, 1), one).shape[1],
         start_seconds,
         {media: one.views for media, one in found.items()},
         {media: one.seconds for media, one in found.items()},
@@ -71,24 +68,40 @@ def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: fl
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Timed:
     """Of one view, among so many in a batch."""
 
-    views: int
     seconds: float
     cpu_seconds: float
+    views: int
 
 
-def _timed(stage: Embed, batch: pa.RecordBatch, media: Media, until: float) -> _Timed:
-    """A batch once, and again as long as there is time and need: the fastest, being the least disturbed."""
-    found: list[tuple[float, float]] = []
-    while not found or (sum(wall for wall, _ in found) < ENOUGH_SECONDS and time.monotonic() < until):
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        stage.embed(batch, media)
-        found.append((time.perf_counter() - begun, time.process_time() - cpu_begun))
-    wall, cpu = min(found)
-    return _Timed(batch.num_rows, wall / batch.num_rows, cpu / batch.num_rows)
+def _grown(stage: Embed, sampling: Sampling, media: Media, most: int, until: float) -> _Timed:
+    """Batches twice as large each time, until they are as large as they should be or there is no time.
+
+    In the first one all is set up; of the largest ones the fastest counts, being the least disturbed.
+    """
+    views = 1
+    while True:
+        batch = noise(stage.plan(media), sampling, views)
+        found = _timed(stage, batch, media)
+        if views == most:
+            break
+        views = min(2 * views, most)
+        if found.seconds * views > HASTE * (until - time.monotonic()):
+            return found
+    again = [found]
+    while sum(one.seconds for one in again) * most < ENOUGH_SECONDS and time.monotonic() < until:
+        again.append(_timed(stage, batch, media))
+    return min(again)
+
+
+def _timed(stage: Embed, batch: pa.RecordBatch, media: Media) -> _Timed:
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    stage.embed(batch, media)
+    wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
+    return _Timed(wall / batch.num_rows, cpu / batch.num_rows, batch.num_rows)
 
 
 def noise(plan: Plan, sampling: Sampling, views: int) -> pa.RecordBatch:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
 from jobs import cluster, frozen, placement
 from jobs.apart import Apart
 from jobs.embed import Encoder
-from jobs.extent import extent
-from jobs.forecast import Figure, Forecast, Stage, exactly, expanded, forecast, total
+from jobs.extent import Extent, extent
+from jobs.forecast import Figure, Forecast, Stage, counted, exactly, expanded, forecast, total
 from jobs.frozen import Source
 from jobs.outlook import Outlook
 from jobs.pace import embeddings_bytes, pace
-from jobs.sample import Part, header_seconds, measure
+from jobs.sample import Part, Sample, header_seconds, measure
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline.commits import Run
+from pipeline.corpus import Media
 from pipeline.parts import PART_BYTES
 from pipeline.shards import ShardReader, meta_fields
 from pipeline.stages import Cutting
 
 # Of a run's wall time, besides a model's start: until workers have started, and what is done after the last
-# unit. Measured on two cores: 3 to 6 s.
+# unit. Measured on two cores with other work beside it: 4 to 6 s.
 START_SECONDS = 4.5
 MODEL_SECONDS = 300.0  # that making a model, and its first view, may take
 META_ROWS = 64  # of shards that are looked at
@@ -121,18 +122,20 @@ def _decoding(found: Outlook) -> None:
         found.samples = {}
         return
 
-    def of_all(amount: Any) -> Figure:
+    planned = {media: _planned(there, media, sample) for media, sample in found.samples.items()}
+
+    def of_all(amount: Callable[[Part], float]) -> Figure:
         return total(
-            expanded(sample.sizes(), sample.amounts(amount), there.planned(media), sample.population)
+            expanded(sample.sizes(), sample.amounts(amount), planned[media], sample.population)
             for media, sample in found.samples.items()
         )
 
     def views(part: Part) -> float:
         return part.views
 
-    planned, given = found.clips, of_all(views)
-    most = None if given.high is None else max(given.value, min(given.high, planned.high or given.high))
-    found.clips = Figure(given.value, given.low, most)
+    given, most = of_all(views), total(planned.values()).high
+    high = given.high if most is None or given.high is None else max(given.value, min(given.high, most))
+    found.clips = Figure(given.value, given.low, high)
     found.decode_seconds = of_all(lambda part: part.seconds)
     found.decode_cpu_seconds = of_all(lambda part: part.cpu_seconds)
     parts = [part for sample in found.samples.values() for part in sample.parts]
@@ -142,6 +145,14 @@ def _decoding(found: Outlook) -> None:
     else:
         peak += 2 * there.largest_unit_bytes  # what it sends on, in a buffer that doubles as it grows
     found.peak_memory_bytes[found.pools[0].stage.__name__.lower()] = peak
+
+
+def _planned(there: Extent, media: Media, sample: Sample) -> Figure:
+    """Views by headers: of the inputs that were sampled, if these are more than those read before."""
+    sizes = sample.sizes()
+    if media == "image" or not there.asked or len(sizes) <= len(there.headers):
+        return there.planned(media)
+    return counted(sizes, sum(sizes) / len(sizes) * sample.inputs, sample.inputs)
 
 
 def _model(found: Outlook, encoder: Encoder, seconds: float, apart: Apart) -> None:
@@ -164,6 +175,10 @@ def _model(found: Outlook, encoder: Encoder, seconds: float, apart: Apart) -> No
     except TimeoutError:
         found.notes.append("the model was not measured: a view of it takes minutes here")
         return
+    if slow := [media for media in views if found.pace.batch_views[media] < views[media]]:
+        timed_on, asked = found.pace.batch_views[slow[0]], views[slow[0]]
+        note = f"the model was timed on {timed_on} views at a time, not {asked}, which are faster"
+        found.notes.append(f"{note}; give more --seconds")
     shares = {media: count / found.extent.views.total() for media, count in found.extent.views.items()}
     each = {media: found.clips.times(share) for media, share in shares.items()}
     found.model_seconds = total(each[media].times(found.pace.seconds[media]) for media in each)

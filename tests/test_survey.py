@@ -111,7 +111,7 @@ def test_on_shared_cores_the_model_is_short_of_them(told: Any) -> None:
     assert "a GPU helps" in said(found)
     alone = told(Room(1, 1, 0))
     assert alone.forecast.cores_decide
-    assert "core-seconds, on 1 cores that all share" in said(alone)
+    assert "core-seconds, on 1 core that all share" in said(alone)
 
 
 def test_a_gpu_that_is_there_is_measured_and_decoding_falls_short(told: Any) -> None:

@@ -99,8 +99,11 @@ def _starting() -> Iterator[None]:
         os.close(nowhere)
 
 
-def room(address: str | None) -> Room:
+def room(address: str | None, *, with_gpus: bool) -> Room:
     """What a job would find: the cluster that is named, or this machine, on which no Ray is started for that.
+
+    Args:
+        with_gpus: whether to look for GPUs of this machine, which takes seconds.
 
     Raises:
         SpecError: no cluster answers there.
@@ -108,7 +111,7 @@ def room(address: str | None) -> Room:
     if address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
         with connected(address) as there:
             return there
-    return Room(1, float(cores()), float(gpus()))
+    return Room(1, float(cores()), float(gpus()) if with_gpus else 0.0)
 
 
 def gpus() -> int:

@@ -143,7 +143,8 @@ def measure(
         except TimeoutError:
             sample.unfinished += 1
         except CrashedError:
-            sample.parts.append(Part(max(1, cutting.sampling.clips or 1), 1.0, reasons={"crashed": 1}))
+            views = (cutting.sampling.clips or 1) * cutting.sampling.views
+            sample.parts.append(Part(views, 1.0, reasons={"crashed": 1}))
     return samples
 
 

@@ -47,7 +47,8 @@ def survey(spec: ShardSpec | EmbedSpec, seconds: float) -> Outlook:
     if isinstance(spec, EmbedSpec):
         encoder = Encoder(spec.model, source.sampling, blank=True)
         encoder.check()
-    room = cluster.room(spec.ray.address)
+    on_gpus = encoder is not None or spec.resources.decode.share > 0
+    room = cluster.room(spec.ray.address, with_gpus=on_gpus)
     cutting = placement.cutting(spec, source)
     with Apart() as apart:
         there = extent(spec, source, lambda uri: header_seconds(cutting, uri, apart))

@@ -119,6 +119,11 @@ def test_a_plan_measures_a_sample_and_keeps_what_it_says(
     assert "nothing: clips, work and time are not known" in " ".join(said.split())
 
 
+def test_a_plan_for_a_cluster_asks_it(spec: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    assert tubelet(monkeypatch, "plan", spec, "--set", "ray.address='127.0.0.1:1'") == 2
+    assert "ray.address = '127.0.0.1:1': no cluster answers there" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("resources", ["{embed: {gpus: 1.0}}", "{decode: {actors: 1000}}"])
 def test_a_plan_refuses_workers_that_can_never_start_as_a_run_does(
     spec: Path, resources: str, monkeypatch: pytest.MonkeyPatch, capfd

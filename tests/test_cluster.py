@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from samples import free_port
 
 from jobs import embed
-from jobs.cluster import Room, connected
+from jobs.cluster import Room, connected, cores, room
 from jobs.spec import EmbedSpec, load
 from pipeline.commits import Run
 from pipeline.errors import SpecError
@@ -35,6 +36,16 @@ def test_default_workers_fit_every_room(room: Room, changes: tuple[str, ...]) ->
     assert sum(pool.actors * pool.cpus for pool in pools) <= room.cpus
     assert sum(pool.actors * pool.gpus for pool in pools) <= room.gpus
     assert all(pool.actors >= 1 for pool in pools)
+
+
+def test_a_plan_sees_this_machine_without_starting_a_ray() -> None:
+    assert not ray.is_initialized()
+    found = room(None, with_gpus=False)
+    assert (found.nodes, found.cpus, found.gpus, found.places) == (1, cores(), 0, None)
+    assert not ray.is_initialized()
+    with connected(None) as there:
+        assert (there.nodes, there.cpus, there.places) == (1, found.cpus, None)
+        assert room(None, with_gpus=False).cpus == found.cpus
 
 
 def test_an_address_where_nothing_answers_is_told_at_once() -> None:

@@ -159,8 +159,14 @@ def test_embedding_from_shards_equals_embedding_from_videos(
     """Batches differ, and with them the order of sums; nothing else may."""
     spec = embed_spec(sharded, tmp_path / "out", input={"shards": str(sharded)})
     del spec["sampling"]
+    checked = load(spec)
+    assert isinstance(checked, EmbedSpec)
+    keep(survey(checked, 1.0))
     report = jobs.run(spec)
     assert (report.clips, report.failures) == (27, 0)
+    assert report.estimate is not None  # nothing is decoded, and every row is known beforehand
+    assert report.estimate.keys() == {"clips", "output_bytes", "model_seconds", "wall_seconds"}
+    assert report.estimate["clips"]["ratio"] == 1
     assert verify(str(tmp_path / "out")).problems == []
     from_shards, from_videos = rows(tmp_path / "out"), rows(embedded)
     assert from_shards.keys() == from_videos.keys()

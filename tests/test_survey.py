@@ -63,7 +63,7 @@ def told(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         Answers.pace, Answers.asked = pace, 0
         monkeypatch.setattr("jobs.survey.measure", lambda *_: samples)
         monkeypatch.setattr("jobs.survey.Apart", Answers)
-        monkeypatch.setattr(cluster, "room", lambda address: room)
+        monkeypatch.setattr(cluster, "room", lambda address, with_gpus: room)
         monkeypatch.setattr(cluster, "gpus", lambda: 1 if pace.device == "cuda" else 0)
         values = embed_spec(clips, tmp_path / "out", **changes)
         if kind == "shard":

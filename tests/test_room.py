@@ -20,6 +20,7 @@ from jobs.recipe import TrainWorkers
 from jobs.room import Node, Room
 from jobs.runner import run_job
 from jobs.spec import EmbedSpec, ShardSpec, load
+from jobs.survey import survey
 from jobs.workers import launch
 from pipeline.commits import Receipt, Run
 from pipeline.errors import SpecError
@@ -219,6 +220,20 @@ def test_workers_run_where_their_labels_say(cluster: str, corpus: Path, tmp_path
     report = run_job(load(spec), witness)
     assert report.clips > 20
     assert witness.seen == {("Decode", "decode"), ("Embed", "embed")}
+
+
+@pytest.mark.slow
+def test_a_plan_counts_the_workers_of_the_cluster_that_is_named(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    resources = {"decode": {"labels": DECODE}, "embed": {"labels": EMBED, "cpus": 1.0}}
+    spec = embed_spec(corpus, tmp_path / "out", resources=resources, ray={"address": cluster})
+    found = survey(load(spec), 0.0)
+    assert (found.room.nodes, found.workers, found.notes) == (3, {"decode": 4, "embed": 1}, [])
+    wide = {"decode": {"labels": DECODE, "cpus": 64.0}, "embed": {"labels": EMBED}}
+    notes = survey(load({**spec, "resources": wide}), 0.0).notes
+    assert any("a worker wants 64 cpus, no node with role=decode has more than 2" in note for note in notes)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

@@ -67,16 +67,17 @@ def extent(spec: ShardSpec | EmbedSpec, source: Source, seconds_of: Seconds) -> 
 
     def durations(root: str, inputs: pa.Table) -> list[float | None]:
         """Those of a few inputs, each of which stands for its neighbours."""
-        most = max(1, HEADERS // (1 + len(found.headers)))  # fewer of each later chunk
-        uris = inputs["uri"].to_pylist()[:: max(1, inputs.num_rows // most)][:most]
+        count = inputs.num_rows
+        most = min(count, max(1, HEADERS // (1 + len(found.headers))))  # fewer of each later chunk
+        uris = inputs["uri"].take([k * count // most for k in range(most)]).to_pylist()
         known: list[float | None] = []
         for uri in uris:
             if not known or time.monotonic() < until:
                 known.append(seconds_of(uri))
         assert source.sampling.every_seconds is not None
         found.headers += [count_windows(one or 0.0, source.sampling.every_seconds) for one in known]
-        found.asked += inputs.num_rows
-        return [known[k * len(known) // inputs.num_rows] for k in range(inputs.num_rows)]
+        found.asked += count
+        return [known[k * len(known) // count] for k in range(count)]
 
     crops = source.sampling.views if source.corpus is not None else 1  # a shard's row is a view already
     for table in frozen.units_of(spec, source, durations):

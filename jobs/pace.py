@@ -27,7 +27,7 @@ HASTE = 1.5  # a batch twice as large takes less than twice as long
 class Pace:
     """Of a model's worker.
 
-    device: "cpu" or "cuda". start_seconds: until it could take its first view. seconds, cpu_seconds: of one
+    device: "cpu" or "cuda". start_seconds: to make the model. seconds, cpu_seconds: of one
     view of each medium, `batch_views` at a time.
     """
 
@@ -49,6 +49,8 @@ def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: fl
     """
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does where a worker asked for none
+    import torch  # noqa: F401 (how long that takes depends on what a disk has in its cache, and on no model)
+
     begun = time.monotonic()
     stage = Embed(Run("", ""), encoder, threads, "")
     start_seconds = time.monotonic() - begun

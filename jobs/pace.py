@@ -27,8 +27,8 @@ HASTE = 1.5  # a batch twice as large takes less than twice as long
 class Pace:
     """Of a model's worker.
 
-    device: "cpu" or "cuda". start_seconds: to make the model. seconds, cpu_seconds: of one view of each medium,
-    `batch_views` at a time.
+    device: "cpu" or "cuda". start_seconds: to make the model. seconds, cpu_seconds: of one view of each
+    medium, `batch_views` at a time.
     """
 
     device: str

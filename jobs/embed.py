@@ -278,18 +278,20 @@ def pools(
     if on_gpu:
         gpus = model.gpus or 1.0
         cpus = model.cpus or 0.0  # its one thread mostly waits, and decoders want every core
-        actors = model.actors or max(1, int(here.gpus / gpus))
+        actors = model.most or max(1, int(here.gpus / gpus))
         threads = max(1, int(cpus))
     else:
         gpus = 0.0
         cpus = model.cpus or max(0.5, cores - decoding)
-        actors = model.actors or max(1, min(here.nodes, int(here.cpus)))
+        actors = model.most or max(1, min(here.nodes, int(here.cpus)))
         threads = max(1, int(model.cpus or cores))
     labels = room.chosen(model.labels)
-    embedders = Pool(Embed, (run, encoder, threads, cutting.root, gpus), actors, cpus, gpus, labels)
+    arguments = (run, encoder, threads, cutting.root, gpus)
+    embedders = Pool(Embed, arguments, actors, cpus, gpus, labels, model.least)
     if stored:
         return [embedders]
     decode_cpus = decode.cpus or (min(1.0, decoding) if beside and not on_gpu else 1.0)
     free = room.where(decode.labels).cpus - (actors * cpus if beside else 0)
-    decoders, labels = decode.actors or max(1, int(free / decode_cpus)), room.chosen(decode.labels)
-    return [Pool(Decode, (run, cutting, session), decoders, decode_cpus, decode.share, labels), embedders]
+    decoders, labels = decode.most or max(1, int(free / decode_cpus)), room.chosen(decode.labels)
+    what, share = (run, cutting, session), decode.share
+    return [Pool(Decode, what, decoders, decode_cpus, share, labels, decode.least), embedders]

@@ -95,10 +95,10 @@ def groups(spec: ClusterSpec, shape: Shape) -> list[Group]:
     found = []
     if spec.input.shards is None:
         cpus, field = decode.cpus or 1.0, "resources.decode"
-        found.append(_group("decode", field, decode.actors, cpus, decode.share, decode.labels, shape))
+        found.append(_group("decode", field, decode.most, cpus, decode.share, decode.labels, shape))
     if isinstance(spec, EmbedSpec):
         cpus, field = embed.cpus or 0.0, "resources.embed"
-        found.append(_group("embed", field, embed.actors, cpus, embed.gpus or 0, embed.labels, shape))
+        found.append(_group("embed", field, embed.most, cpus, embed.gpus or 0, embed.labels, shape))
     return found
 
 

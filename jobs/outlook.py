@@ -21,11 +21,12 @@ from pipeline.corpus import Media
 from pipeline.pools import Pool
 
 HOUR_SECONDS = 3600.0
-WORK = {"decode": "decoding", "model": "the model"}
+WORK = {"decode": "decoding", "model": "the model", "driver": "handing out units"}
 HELP = {
     "decode": "more cores for decoders help",
     "cpu": "a GPU helps, or more cores",
     "cuda": "more GPUs help",
+    "driver": "larger units help (output.unit_bytes), or several jobs",
 }
 
 
@@ -207,9 +208,8 @@ class Outlook:
             share = f"{mine.value:,.3g} of {self.cpu_seconds.value:,.3g} core-seconds"
             cores = counted(round(self.room.cpus), "core")
             return f"{WORK[slowest]} ({share}, on {cores} that all share); {help_}"
-        others = [
-            f"{WORK[name]} {duration(bounds[name])}" for name in bounds if name in WORK and name != slowest
-        ]
+        stages = [name for name in ("decode", "model") if name in bounds and name != slowest]
+        others = [f"{WORK[name]} {duration(bounds[name])}" for name in stages]
         beside = f", {' and '.join(others)}" if others else ""
         return f"{WORK[slowest]} ({duration(bounds[slowest])} with these workers{beside}); {help_}"
 

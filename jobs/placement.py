@@ -14,10 +14,12 @@ from jobs.room import Node, Room, written
 from jobs.spec import EmbedSpec, ShardSpec
 from pipeline.commits import Run
 from pipeline.errors import SpecError
-from pipeline.pools import Pool
+from pipeline.pools import Pool, most_actors
 from pipeline.rows import BATCH_ROWS
 from pipeline.stages import Cutting
 
+# What a core cuts of tubes: 10 clips of TubeViT-B a second, 720p H.264 (benchmarks.decode).
+DECODED_BYTES_PER_SECOND = 6e6
 ROUNDING = 1e-9  # ten workers of a tenth of a GPU fit on one
 
 
@@ -56,7 +58,19 @@ def pools(
     else:
         assert encoder is not None
         found = embed.pools(spec, run, encoder, cutting, session, room)
-    return found if units is None else [replace(pool, actors=min(pool.actors, units)) for pool in found]
+    if spec.input.shards is None and spec.resources.decode.actors is None:
+        found[0] = replace(found[0], actors=min(found[0].actors, _led(spec)))
+    return found if units is None else [_at_most(pool, units) for pool in found]
+
+
+def _led(spec: ShardSpec | EmbedSpec) -> int:
+    """So many decoders one driver can lead."""
+    return most_actors(spec.output.unit_bytes / DECODED_BYTES_PER_SECOND)
+
+
+def _at_most(pool: Pool, actors: int) -> Pool:
+    least = None if pool.least is None else min(pool.least, actors)
+    return replace(pool, actors=min(pool.actors, actors), least=least)
 
 
 def workers(pools: Sequence[Pool]) -> dict[str, int]:
@@ -64,8 +78,8 @@ def workers(pools: Sequence[Pool]) -> dict[str, int]:
     return {pool.stage.__name__.lower(): pool.actors for pool in pools}
 
 
-def check(pools: Sequence[Pool], room: Room) -> list[str]:
-    """What to say of workers that have to wait for their place.
+def check(spec: ShardSpec | EmbedSpec, pools: Sequence[Pool], room: Room) -> list[str]:
+    """What to say of workers that have to wait for their place, or are fewer than there is room for.
 
     Raises:
         SpecError: some can never start; they would be waited for without end.
@@ -73,6 +87,11 @@ def check(pools: Sequence[Pool], room: Room) -> list[str]:
     notes = [
         note for pool in pools if (note := room.missing(f"resources.{_field(pool)}.labels", pool.labels))
     ]
+    if spec.resources.decode.actors is None and pools[0].stage is not embed.Embed:
+        most, where = _led(spec), room.where(pools[0].labels)
+        if pools[0].actors == most < int(where.cpus / pools[0].cpus):
+            units = f"units of {spec.output.unit_bytes >> 20} MiB"
+            notes.append(f"{most} decoders: one driver leads no more with {units} (output.unit_bytes)")
     named = {written(pool.labels): pool.labels for pool in pools if room.has(pool.labels)}
     for labels in ({}, *named.values()):
         notes += _together([pool for pool in pools if labels in ({}, pool.labels)], labels, room)
@@ -84,8 +103,8 @@ def _together(pools: Sequence[Pool], labels: Mapping[str, str], room: Room) -> l
     here, notes = room.where(labels), []
     where = f" with {written(labels)}" if labels else ""
     for what, asked, there in (
-        ("cpus", sum(pool.actors * pool.cpus for pool in pools), here.cpus),
-        ("gpus", sum(pool.actors * pool.gpus for pool in pools), here.gpus),
+        ("cpus", sum((pool.least or pool.actors) * pool.cpus for pool in pools), here.cpus),
+        ("gpus", sum((pool.least or pool.actors) * pool.gpus for pool in pools), here.gpus),
     ):
         if asked > there and room.may_grow:
             wanted = f"workers want {asked:g} {what}{where}, it has {there:g}"
@@ -104,7 +123,7 @@ def _alone(pool: Pool, room: Room) -> str | None:
         return None
     where = f" with {written(pool.labels)}" if pool.labels else ""
     places = sum(_places(pool, node) for node in nodes)
-    if places >= pool.actors:
+    if places >= (pool.least or pool.actors):
         return None
     if not places:
         what = "cpus" if all(node.cpus < pool.cpus for node in nodes) else "gpus"
@@ -116,7 +135,7 @@ def _alone(pool: Pool, room: Room) -> str | None:
     if room.may_grow:
         return None  # what they want in all is compared below
     each = " and ".join(f"{n:g} {what}" for n, what in ((pool.cpus, "cpus"), (pool.gpus, "gpus")) if n)
-    some = f"{places} of {pool.actors} workers of {_field(pool)}"
+    some = f"{places} of {pool.least or pool.actors} workers of {_field(pool)}"
     return f"only {some} fit: each wants {each} on one node{where}"
 
 

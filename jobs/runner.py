@@ -156,7 +156,7 @@ def _work(job: _Job, plan: FrozenPlan, committed: Collection[int]) -> dict[str, 
     if not pending:
         return {}
     pools = placement.pools(spec, run, job.encoder, placement.cutting(spec, plan), job.room, pending)
-    for note in placement.check(pools, job.room):
+    for note in placement.check(spec, pools, job.room):
         progress.note(note)
     failed = len(failed_inputs(live_failures(run, committed, generations.void(run.place, plan.generations))))
     least = spec.model.batch_views if isinstance(spec, EmbedSpec) else 0

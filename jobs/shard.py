@@ -15,6 +15,6 @@ def pools(spec: ShardSpec, run: Run, cutting: Cutting, session: str, room: Room)
     cpus = asked.cpus or 1.0
     room = room.where(asked.labels)
     most = room.cpus / cpus if not asked.share else min(room.cpus / cpus, room.gpus / asked.share)
-    actors = asked.actors or max(1, int(most))
+    actors = asked.most or max(1, int(most))
     labels = room.chosen(asked.labels)
-    return [Pool(Shard, (run, cutting, session), actors, cpus, asked.share, labels)]
+    return [Pool(Shard, (run, cutting, session), actors, cpus, asked.share, labels, asked.least)]

@@ -66,15 +66,31 @@ class Output(Frozen):
 
 
 class Workers(Frozen):
-    """Workers of a stage; None is what the cluster has room for.
+    """Workers of a stage; None is what the cluster has room for, and one driver can lead.
 
+    actors: how many; (least, most) begins with the least, and goes by the work and the room that there are.
     labels: of the cluster's nodes that they run on; a machine alone has no such choice.
     """
 
-    actors: PositiveInt | None = None
+    actors: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     cpus: PositiveFloat | None = None
     gpus: NonNegativeFloat | None = None
     labels: Labels = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if isinstance(self.actors, tuple) and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors = {self.actors}: the least number comes first")
+        return self
+
+    @property
+    def least(self) -> int | None:
+        """None unless `actors` is a range."""
+        return self.actors[0] if isinstance(self.actors, tuple) else None
+
+    @property
+    def most(self) -> int | None:
+        return self.actors[1] if isinstance(self.actors, tuple) else self.actors
 
 
 class DecodeWorkers(Workers):

@@ -22,6 +22,7 @@ from jobs.spec import EmbedSpec, ShardSpec
 from pipeline.commits import Run
 from pipeline.corpus import Media
 from pipeline.parts import PART_BYTES
+from pipeline.pools import driver_seconds
 from pipeline.shards import ShardReader, meta_fields
 from pipeline.stages import Cutting
 
@@ -65,7 +66,7 @@ def survey(spec: ShardSpec | EmbedSpec, seconds: float) -> Outlook:
             room=room,
             pools=pools,
             clips=total(there.planned(media) for media in there.views),
-            notes=placement.check(pools, room),
+            notes=placement.check(spec, pools, room),
         )
         if begun is not None and (done := len(run.committed())):
             found.notes.append(f"{done} of {begun.units} units are done already; this is of all of them")
@@ -215,10 +216,13 @@ def _time(found: Outlook) -> None:
             ends = [getattr(one, which) for one in (seconds, cpu_seconds)]
             cores = found.room.where(pool.labels).cpus
             stages.append(Stage(name, ends[0], ends[1], pool.actors, cores))
+        handing_out = driver_seconds(found.extent.units, max(pool.actors for pool in found.pools))
+        stages.append(Stage("driver", handing_out, 0.0, 1, 1.0))
         start = START_SECONDS
         if found.pace is not None:
             start += LIBRARIES_SECONDS + found.pace.start_seconds
-        beside = not found.room.apart(found.pools[0].labels, found.pools[-1].labels)
+        first, last = found.pools[0], found.pools[-1]
+        beside = first is not last and not found.room.apart(first.labels, last.labels)
         return forecast(stages, found.extent.units, start, beside=beside)
 
     found.forecast = of("value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +31,18 @@ from pipeline.storage import Location
 RAISED = re.compile(r"^(?!ray\.)(?:\w+\.)*(\w+): (.+)$", re.MULTILINE)
 SPEC_ERRORS = {SpecError.__name__, SpecListError.__name__}
 Stages = tuple[tuple[str, int], ...]  # the name of each pool, and how many actors it has
+# Of the driver, which has one core: for a unit, and for a unit and each actor that it may be given to;
+# `python -m benchmarks.scale` measures it. A driver that works more than half of the time falls behind.
+UNIT_SECONDS, UNIT_ACTOR_SECONDS, DRIVER_SHARE = 0.013, 70e-6, 0.5
 GO_ON = "what is committed stays, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A stage: a class to construct on each actor, what an actor holds, and labels of the nodes for it."""
+    """A stage: a class to construct on each actor, what an actor holds, and labels of the nodes for it.
+
+    actors: how many; with `least` the most, and Ray has between these as many as there is work and room for.
+    """
 
     stage: type
     arguments: tuple[Any, ...]
@@ -43,6 +50,7 @@ class Pool:
     cpus: float
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    least: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,12 @@ def run_pools(
         units = _units(plan)
         for pool in pools:
             # A second unit in flight: Ray looks up only every 0.1 s, and the model's input has to arrive.
-            compute = ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2)
+            compute = ray.data.ActorPoolStrategy(
+                min_size=pool.least or pool.actors,
+                max_size=pool.actors,
+                initial_size=pool.least or pool.actors,
+                max_tasks_in_flight_per_actor=2,
+            )
             units = units.map_batches(
                 pool.stage,
                 fn_constructor_args=pool.arguments,
@@ -132,6 +145,18 @@ def run_pools(
         raise StalledError(str(error)) from None
     except ray.exceptions.RayTaskError as error:
         raise _own(error) from error
+
+
+def driver_seconds(units: int, actors: int) -> float:
+    """What so many units take of the driver, of a pool of so many actors."""
+    return units * (UNIT_SECONDS + UNIT_ACTOR_SECONDS * actors)
+
+
+def most_actors(seconds: float) -> int:
+    """So many actors, each of which takes so many seconds for a unit, one driver can lead."""
+    share = seconds * DRIVER_SHARE
+    root = math.sqrt(UNIT_SECONDS**2 + 4 * UNIT_ACTOR_SECONDS * share)
+    return max(1, int((root - UNIT_SECONDS) / (2 * UNIT_ACTOR_SECONDS)))
 
 
 def _own(error: ray.exceptions.RayTaskError) -> Exception:

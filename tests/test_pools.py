@@ -13,7 +13,16 @@ import ray.data
 from jobs.cluster import cores
 from pipeline.commits import Receipt
 from pipeline.errors import SpecError, StorageError
-from pipeline.pools import Patience, Pool, StageError, StalledError, Standing, run_pools
+from pipeline.pools import (
+    Patience,
+    Pool,
+    StageError,
+    StalledError,
+    Standing,
+    driver_seconds,
+    most_actors,
+    run_pools,
+)
 from pipeline.storage import Location, locate
 
 PATIENT = Patience(120, 240)
@@ -86,6 +95,26 @@ def test_a_slow_stage_holds_the_one_before_it_back(local_ray: None, tmp_path: Pa
         assert max(made.at_work, made.workers) <= makers
         assert max(done.at_work, done.workers) <= finishers
     assert any(done.at_work == 1 and done.waiting for _, done in states)
+
+
+@pytest.mark.slow
+def test_a_pool_of_a_range_grows_with_its_work(local_ray: None, tmp_path: Path) -> None:
+    make, finish = stages()
+    pools = [Pool(make, (str(tmp_path), 0.0), 1, 0.1), Pool(finish, (str(tmp_path), 0.4), 3, 0.1, least=1)]
+    standing = Standing()
+    workers = [
+        standing.pools[1].workers for _ in run_pools(plan_of(tmp_path, 120), pools, None, PATIENT, standing)
+    ]
+    assert len(workers) == 120
+    assert workers[0] == 1
+    assert max(workers) == 3
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 11.5, 184.0, 4000.0])
+def test_one_driver_leads_as_many_as_keep_half_of_it_busy(seconds: float) -> None:
+    actors = most_actors(seconds)
+    assert driver_seconds(1, actors) * actors / seconds <= 0.5 or actors == 1
+    assert driver_seconds(1, actors + 1) * (actors + 1) / seconds > 0.5
 
 
 def test_workers_may_hold_every_core(local_ray: None, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from jobs.spec import EmbedSpec, ShardSpec, load
 from jobs.survey import survey
 from jobs.workers import launch
 from pipeline.commits import Receipt, Run
-from pipeline.errors import SpecError
+from pipeline.corpus import Media
+from pipeline.errors import SpecError, SpecListError
 from pipeline.limits import Limits
+from pipeline.plan import Plan
 from pipeline.pools import Pool, StalledError
 from pipeline.sampling import Sampling
 from pipeline.stages import Cutting
@@ -39,14 +41,23 @@ def cluster_of(decode: int, cores: int, embed: int, gpus: int, may_grow: bool = 
     return Room.of([*nodes, *[Node(8, gpus, EMBED)] * embed], may_grow)
 
 
-def embed_pools(room: Room, **resources: Any) -> list[Pool]:
-    spec = load(embed_spec(Path("/videos"), Path("/x"), resources=resources))
+def embed_spec_of(unit_bytes: int = 64 << 20, **resources: Any) -> EmbedSpec:
+    values = embed_spec(Path("/videos"), Path("/x"), resources=resources)
+    values["output"]["unit_bytes"] = unit_bytes
+    spec = load(values)
     assert isinstance(spec, EmbedSpec)
+    return spec
+
+
+def pools_of(spec: EmbedSpec, room: Room) -> list[Pool]:
     sampling = Sampling()
-    cutting = Cutting(
-        "/", sampling, {"video": spec.model.plans(sampling)["video"]}, (), 3, 16, Limits(), None
-    )
-    return embed.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, "s", room)
+    plans: dict[Media, Plan] = {"video": spec.model.plans(sampling)["video"]}
+    cutting = Cutting("/", sampling, plans, (), 3, 16, Limits(), None)
+    return placement.pools(spec, Run("/x", "f"), embed.Encoder(spec.model, sampling), cutting, room)
+
+
+def embed_pools(room: Room, **resources: Any) -> list[Pool]:
+    return pools_of(embed_spec_of(**resources), room)
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
@@ -100,7 +111,8 @@ def test_what_no_node_has_is_refused_or_waited_for() -> None:
 
 
 def embed_check(room: Room, **resources: Any) -> list[str]:
-    return placement.check(embed_pools(room, **resources), room)
+    spec = embed_spec_of(**resources)
+    return placement.check(spec, pools_of(spec, room), room)
 
 
 def test_workers_that_fit_are_not_spoken_of() -> None:
@@ -123,6 +135,34 @@ def test_all_workers_together_are_refused_or_waited_for() -> None:
         embed_check(cluster_of(2, 32, 3, 0), **wanted)
     notes = embed_check(cluster_of(2, 32, 3, 0, may_grow=True), **wanted)
     assert "waiting for the cluster to grow: workers want 1000 cpus with role=decode, it has 64" in notes
+
+
+def test_a_range_has_to_fit_with_its_least() -> None:
+    room, embedders = cluster_of(2, 32, 3, 1), {"labels": EMBED, "actors": (1, 3)}
+    wanted = {"decode": {"labels": DECODE, "actors": (32, 1000)}, "embed": embedders}
+    assert [(pool.least, pool.actors) for pool in embed_pools(room, **wanted)] == [(32, 1000), (1, 3)]
+    assert embed_check(room, **wanted) == []
+    with pytest.raises(SpecError, match=r"\(actors x cpus\) = 65\.0: nodes with role=decode have 64"):
+        embed_check(room, decode={"labels": DECODE, "actors": (65, 1000)}, embed=embedders)
+    with pytest.raises(SpecListError, match=r"actors = \(9, 2\): the least number comes first"):
+        embed_spec_of(decode={"actors": (9, 2)})
+
+
+def test_there_are_no_more_decoders_than_one_driver_leads() -> None:
+    """Unless somebody asks for them."""
+    room = cluster_of(100, 32, 3, 8)
+
+    def decoders(mib: int, **decode: Any) -> tuple[int, list[str]]:
+        resources = {"decode": {"labels": DECODE, **decode}, "embed": {"labels": EMBED}}
+        spec = embed_spec_of(mib << 20, **resources)
+        found = pools_of(spec, room)
+        return found[0].actors, placement.check(spec, found, room)
+
+    few, (note,) = decoders(64)
+    assert note == f"{few} decoders: one driver leads no more with units of 64 MiB (output.unit_bytes)"
+    assert 100 < few < decoders(1024)[0] < 3200
+    assert decoders(64, actors=3000) == (3000, [])
+    assert decoders(1 << 16) == (3200, [])
 
 
 def test_one_worker_that_no_node_can_hold_is_refused_or_waited_for() -> None:

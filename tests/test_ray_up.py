@@ -88,10 +88,10 @@ def told(file: Path) -> EmbedSpec:
 def test_the_autoscaler_starts_what_is_told_of_it(file: Path) -> None:
     config, resources = read(AWS), told(file).resources
     decode, embed = resources.decode, resources.embed
-    assert decode.actors is not None
-    assert embed.actors is not None
-    decoders = (decode.actors, {"CPU": decode.cpus or 1.0}, decode.labels)
-    models = (embed.actors, {"GPU": embed.gpus or 0.0}, embed.labels)
+    assert decode.most is not None
+    assert embed.most is not None
+    decoders = (decode.most, {"CPU": decode.cpus or 1.0}, decode.labels)
+    models = (embed.most, {"GPU": embed.gpus or 0.0}, embed.labels)
     assert launched(config, decoders, models) == {"decode_on_demand": 2, "decode": 2, "embed": 8}
     types = config["available_node_types"]
     for order in (types, dict(reversed(types.items()))):  # by priority, wherever they stand

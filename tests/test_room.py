@@ -304,3 +304,28 @@ def test_workers_that_train_together_run_where_their_labels_say(cluster: str, tm
             role = labels["role"]
             assert [path.name for path in (tmp_path / "roles").iterdir()] == [role]
             (tmp_path / "roles" / role).unlink()
+
+
+@pytest.mark.slow
+def test_two_models_share_a_gpu(clips: Path, tmp_path: Path) -> None:
+    """A logical one: Ray gives it away by halves, and counts nothing else."""
+    from ray.cluster_utils import Cluster
+
+    one = {"num_cpus": 4, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 150 << 20}
+    made = Cluster(initialize_head=True, head_node_args=one)
+    try:
+        resources = {"decode": {"actors": 1}, "embed": {"actors": 2, "gpus": 0.5, "cpus": 1.0}}
+        spec = embed_spec(clips, tmp_path / "out", resources=resources, ray={"address": made.address})
+        spec["output"]["unit_bytes"] = 200_000
+        report = run_job(load(spec), Witness())
+        resources["embed"] |= {"actors": 3}
+        more = embed_spec(clips, tmp_path / "more", resources=resources)
+        with connected(made.address) as room:
+            job = load(more)
+            assert isinstance(job, EmbedSpec)
+            notes = placement.check(job, pools_of(job, room), room)
+    finally:
+        made.shutdown()
+    assert report.workers["embed"] == 2
+    assert report.gpu_seconds == pytest.approx(report.model_seconds / 2)
+    assert notes == ["waiting for the cluster to grow: workers want 1.5 gpus, it has 1"]

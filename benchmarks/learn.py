@@ -164,17 +164,6 @@ def grafted(tower: Tower) -> Model:
     return Grafted(tubes.union(first), Clip(first, tower), tubes, 2, merges=merges, num_classes=CLASSES)
 
 
-def dualpath(tower: Tower) -> Model:
-    """Framesets twice as large: a small frame is 2x2 tokens of the tower, 3.5x3.5 in the paper's pictures.
-
-    In small frames of 16 pixels a digit has five, too few to tell which way it turns.
-    """
-    spatial, _ = plans.dualpath(CANVAS, 16).tubes
-    large = plans.canvas(digits.FRAMES, (2 * digits.SIZE_PX, 2 * digits.SIZE_PX), "area")
-    _, temporal = plans.dualpath(large, 16).tubes
-    return DualPath(Plan(tubes=(spatial, temporal)), tower, num_classes=CLASSES)
-
-
 # What is compared: a model, given the folder of the frozen tower's weights.
 CONTENDERS: dict[str, Callable[[Path], Model]] = {
     "one frame (control)": lambda folder: Frames(1),
@@ -191,7 +180,7 @@ CONTENDERS: dict[str, Callable[[Path], Model]] = {
     "vivit-mean (baseline)": lambda folder: vivit("frame_mean"),
     "gated": on_tower(gated),
     "grafted": on_tower(grafted),
-    "dualpath": on_tower(dualpath),
+    "dualpath": on_tower(lambda tower: DualPath(plans.dualpath(CANVAS, 16), tower, num_classes=CLASSES)),
     "aim": on_tower(lambda tower: AIM(KEY_FRAMES, tower, num_classes=CLASSES)),
     "st-adapter": on_tower(lambda tower: STAdapter(KEY_FRAMES, tower, num_classes=CLASSES)),
 }

@@ -311,7 +311,7 @@ def test_two_models_share_a_gpu(clips: Path, tmp_path: Path) -> None:
     """A logical one: Ray gives it away by halves, and counts nothing else."""
     from ray.cluster_utils import Cluster
 
-    one = {"num_cpus": 4, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 150 << 20}
+    one = {"num_cpus": 6, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 150 << 20}
     made = Cluster(initialize_head=True, head_node_args=one)
     try:
         resources = {"decode": {"actors": 1}, "embed": {"actors": 2, "gpus": 0.5, "cpus": 1.0}}

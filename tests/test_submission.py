@@ -134,9 +134,7 @@ def test_a_head_that_has_just_started_is_asked_again(fake: FakeServer) -> None:
 
 
 def test_what_is_sent(fake: FakeServer, tmp_path: Path) -> None:
-    (tmp_path / "pins.txt").write_text(
-        "# ours\nsix==1.17.0  # small\n\n--index-url https://pypi.org/simple\n"
-    )
+    (tmp_path / "pins.txt").write_text("# ours\nsix==1.17.0  # small\n\n--prefer-binary\n")
     changes = ("ray.address=10.0.0.1:6379", f"ray.environment.pip={tmp_path}/pins.txt",
                "ray.environment.env={TOKEN: secret}",
                "ray.entrypoint={cpus: 0.5, memory_bytes: 1000}")  # fmt: skip
@@ -146,7 +144,7 @@ def test_what_is_sent(fake: FakeServer, tmp_path: Path) -> None:
     reserved = {name: fake.sent[f"entrypoint_{name}"] for name in ("num_cpus", "num_gpus", "memory")}
     assert reserved == {"num_cpus": 0.5, "num_gpus": None, "memory": 1000}
     environment = fake.sent["runtime_env"]
-    assert environment["pip"] == ["six==1.17.0", "--index-url https://pypi.org/simple"]
+    assert environment["pip"] == ["six==1.17.0", "--prefer-binary"]
     assert environment["env_vars"] == {"TOKEN": "secret", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
     assert {"jobs/__main__.py", "jobs/specs/quickstart.yaml", "models/vivit.py", "pipeline/cut.py"} < set(
         fake.files

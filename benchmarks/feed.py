@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import logging
 import os
 import platform
 import tempfile
@@ -95,6 +96,7 @@ def ray_data(files: list[str], batch: int) -> Batches:
                 for start in range(0, len(reader), 64):
                     yield dict(reader.tubes(reader.plan, start, min(start + 64, len(reader))))
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
             while True:

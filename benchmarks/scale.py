@@ -14,7 +14,7 @@ and many of them, and from that how large a cluster it can feed.
 from __future__ import annotations
 
 import argparse
-import math
+import logging
 import os
 import platform
 import subprocess
@@ -34,8 +34,9 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from jobs.placement import DECODED_BYTES_PER_SECOND
 from pipeline.commits import File, Receipt
-from pipeline.pools import Patience, Pool, run_pools
+from pipeline.pools import Patience, Pool, most_actors, run_pools
 from pipeline.storage import Location, locate
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +47,6 @@ NODES: list[dict[str, Any]] = [
 ]
 TUBES_BYTES = 1 << 20  # of a unit, on its way to the model
 
-# What the model of large clusters takes for granted.
-CLIP_BYTES = 583_680  # of tubevit-b16, `tubelet models`
-DECODER_CLIPS_PER_SECOND = 10.0  # a core, 720p H.264: benchmarks.decode
 CORES = 32  # of a decode node of cluster.yaml
 
 
@@ -143,6 +141,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     try:
         for node in NODES:
             cluster.add_node(**node, object_store_memory=STORE_BYTES)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
         working = [node for node in ray.nodes() if node["Resources"].get("CPU")]
         roles = {node["NodeID"]: node["Labels"]["role"] for node in working}
@@ -199,10 +198,8 @@ def predict(out: Console, costs: list[tuple[int, float]]) -> None:
     slope, fixed = np.polyfit(*np.array(costs).T, 1)
     out.print(f"a unit costs the driver {1e3 * fixed:.1f} ms, and {1e3 * slope:.3f} ms for every decoder")
 
-    def most(unit_bytes: int) -> float:
-        """So many decoders keep half a core of the driver busy."""
-        half = unit_bytes / CLIP_BYTES / DECODER_CLIPS_PER_SECOND / 2
-        return (math.sqrt(fixed**2 + 4 * slope * half) - fixed) / (2 * slope)
+    def most(unit_bytes: int) -> int:
+        return most_actors(unit_bytes / DECODED_BYTES_PER_SECOND, fixed, slope)
 
     for mib in (64, 256, 1024, 4096):
         n = most(mib << 20)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
@@ -106,17 +103,3 @@ def _serve(connection: Connection) -> None:
             connection.send(reply)
         except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled
             connection.send((None, RuntimeError(f"{reply[1] or error}")))
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had.
-
-    Linux counts for `getrusage` what a process' parent had when it started it, and for /proc what it had.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)

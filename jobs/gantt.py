@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 
 from jobs.timeline import Timeline, spread
-from jobs.web import counted, duration
+from jobs.words import counted, duration
 
 LANES = 16  # of a stage at most: more workers are shown host by host, and more hosts as one
 PIECES = 600  # more pieces of work than this are shown as how busy a lane was

@@ -16,7 +16,7 @@ from jobs.forecast import Figure, Forecast, total
 from jobs.pace import Pace
 from jobs.room import Room
 from jobs.sample import Sample
-from jobs.web import counted, duration, size
+from jobs.words import counted, duration, size
 from pipeline.corpus import Media
 from pipeline.pools import Pool
 

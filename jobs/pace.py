@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.apart import peak_memory_bytes
 from jobs.embed import Embed, Encoder
 from pipeline.commits import Run
 from pipeline.corpus import Media
 from pipeline.plan import Plan
 from pipeline.sampling import Sampling
 from pipeline.shards import shard_schema
+from pipeline.stages import peak_memory_bytes
 
 ENOUGH_SECONDS = 5.0  # of timing
 HASTE = 1.5  # a batch twice as large takes less than twice as long
@@ -49,8 +50,8 @@ def pace(encoder: Encoder, threads: int, views: Mapping[Media, int], seconds: fl
     """
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does where a worker asked for none
-    import torch  # noqa: F401 (how long that takes depends on what a disk has in its cache, and on no model)
-
+    # Before the clock runs: how long it takes depends on what a disk has in its cache, and on no model.
+    importlib.import_module("torch")
     begun = time.monotonic()
     stage = Embed(Run("", ""), encoder, threads, "")
     start_seconds = time.monotonic() - begun

@@ -19,7 +19,7 @@ from pipeline.rows import BATCH_ROWS
 from pipeline.stages import Cutting
 
 # What a core cuts of tubes: 10 clips of TubeViT-B a second, 720p H.264 (benchmarks.decode).
-DECODED_BYTES_PER_SECOND = 6e6
+DECODED_BYTES_PER_SECOND = 10 * 583_680
 ROUNDING = 1e-9  # ten workers of a tenth of a GPU fit on one
 
 

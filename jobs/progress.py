@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.web import counted
+from jobs.words import counted
 from pipeline.commits import Receipt
 from pipeline.pools import Standing
 

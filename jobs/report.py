@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jobs.hindsight import COMPARED, Comparison
 from jobs.timeline import Timeline
-from jobs.web import duration, size
+from jobs.words import duration, size
 from pipeline.commits import Receipt
 from pipeline.storage import Location, write_atomic
 

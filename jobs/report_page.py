@@ -13,7 +13,8 @@ from jobs import gantt
 from jobs.report import FailureGroup, Report, grouped
 from jobs.thumbnails import Thumbnail
 from jobs.timeline import Timeline
-from jobs.web import counted, document, duration, size
+from jobs.web import document
+from jobs.words import counted, duration, size
 
 EXAMPLES = 3
 PARTS = {

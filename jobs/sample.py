@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.apart import Apart, CrashedError, peak_memory_bytes
+from jobs.apart import Apart, CrashedError
 from pipeline.attempts import Attempts
 from pipeline.commits import Receipt, Run
 from pipeline.corpus import Corpus, Media
@@ -19,7 +19,7 @@ from pipeline.errors import Failure
 from pipeline.probing import probe_seconds
 from pipeline.sampling import count_windows
 from pipeline.shards import meta_fields
-from pipeline.stages import Cutting
+from pipeline.stages import Cutting, peak_memory_bytes
 from pipeline.units import PART_CLIPS, REDOES
 
 # Of each medium: more than a minute's worth of decoding, and no more than a look at the largest corpus takes.

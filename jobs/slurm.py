@@ -14,6 +14,8 @@ from jobs.spec import ClusterSpec, dump
 
 WARNING_SECONDS = 120  # before the time is up: the job puts down what it holds
 WAIT_SECONDS = 600  # for all nodes to join
+# On each node; short, because a socket's path is, and Ray's lie in it.
+FOLDER = "/tmp/tubelet-job-$SLURM_JOB_ID"
 
 HEADER = """\
 #!/bin/bash
@@ -34,7 +36,7 @@ head=${{nodes%%$'\\n'*}}
 addresses=$(hostname --ip-address)
 ip=${{addresses%% *}}
 port=$((20000 + SLURM_JOB_ID % 10000))
-folder=/tmp/tubelet-job-$SLURM_JOB_ID
+folder={folder}
 export RAY_ADDRESS=$ip:$port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 alike=(--block --disable-usage-stats --temp-dir="$folder/ray"
@@ -121,6 +123,7 @@ def script(
     return HEADER.format(
         name=f"tubelet-{spec.kind}",
         warning=WARNING_SECONDS,
+        folder=FOLDER,
         parts="#SBATCH hetjob\n".join(_part(group, deadline_seconds) for group in found),
         spec=dump(spec),
         head=head,

@@ -152,11 +152,16 @@ def driver_seconds(units: int, actors: int) -> float:
     return units * (UNIT_SECONDS + UNIT_ACTOR_SECONDS * actors)
 
 
-def most_actors(seconds: float) -> int:
-    """So many actors, each of which takes so many seconds for a unit, one driver can lead."""
+def most_actors(
+    seconds: float, unit_seconds: float = UNIT_SECONDS, unit_actor_seconds: float = UNIT_ACTOR_SECONDS
+) -> int:
+    """So many actors, each of which takes so many seconds for a unit, one driver can lead.
+
+    n of them ask for n / seconds units a second, and each costs it unit_seconds + n * unit_actor_seconds.
+    """
     share = seconds * DRIVER_SHARE
-    root = math.sqrt(UNIT_SECONDS**2 + 4 * UNIT_ACTOR_SECONDS * share)
-    return max(1, int((root - UNIT_SECONDS) / (2 * UNIT_ACTOR_SECONDS)))
+    root = math.sqrt(unit_seconds**2 + 4 * unit_actor_seconds * share)
+    return max(1, int((root - unit_seconds) / (2 * unit_actor_seconds)))
 
 
 def _own(error: ray.exceptions.RayTaskError) -> Exception:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -244,8 +245,21 @@ def worker() -> str:
 
 def work(stage: str, begun_at: float) -> Work:
     """What this process did of a unit, up to now."""
+    return Work(stage, worker(), begun_at, time.time(), peak_memory_bytes())
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had.
+
+    Linux counts for `getrusage` what a process' parent had when it started it, and for /proc what it had.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Work(stage, worker(), begun_at, time.time(), peak * (1 if sys.platform == "darwin" else 1024))
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def unpack(decoded: pa.Table) -> tuple[Receipt, Media, Sequence[pa.RecordBatch], list[Failure]]:

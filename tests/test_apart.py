@@ -8,8 +8,9 @@ import time
 import pytest
 from deadly import kill, pid, throw
 
-from jobs.apart import Apart, CrashedError, peak_memory_bytes
+from jobs.apart import Apart, CrashedError
 from pipeline.errors import SpecError
+from pipeline.stages import peak_memory_bytes
 
 
 def test_it_answers_dies_hangs_refuses_and_goes_on() -> None:

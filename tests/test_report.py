@@ -14,7 +14,7 @@ from jobs.report import FILE, Report, grouped
 from jobs.report_page import page
 from jobs.thumbnails import MOST, Thumbnail
 from jobs.timeline import Timeline
-from jobs.web import counted, duration, size
+from jobs.words import counted, duration, size
 from pipeline.commits import Receipt, Work
 from pipeline.errors import Failure
 from pipeline.shards import FAILURES, failure_table

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from rendering import EVERY_JOB, Rendered, job
 from samples import embed_spec
 
 from jobs.nodes import Shape, placed
+from jobs.slurm import FOLDER
 from jobs.spec import dump, load
 from pipeline.verify import verify
 
@@ -173,7 +175,9 @@ def test_the_slurm_script_starts_ray_runs_the_job_and_ends_what_it_started(
     code, said = carry_out(rendered.slurm(spec), slurm, tmp_path, 60)
     assert code == (143 if long else 3), said
     assert left(slurm) == []
-    assert not Path(f"/tmp/tubelet-job-{slurm['SLURM_JOB_ID']}").exists()
+    folder = Template(FOLDER).substitute(slurm)
+    assert f"folder={FOLDER}\n" in rendered.slurm(spec)
+    assert not Path(folder).exists()
     first, *ended = (tmp_path / "steps.job").read_text().splitlines()
     assert ended == (["put down"] if long else [])
     port = 20000 + int(slurm["SLURM_JOB_ID"]) % 10000

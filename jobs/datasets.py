@@ -128,9 +128,15 @@ def _kept(run: Path, field: str) -> Path:
     return run / "videos" / f"{field}.arrow"
 
 
-def sampling_of(found: Iterable[Place]) -> Sampling:
-    """How the clips are sampled that the model is made for: the first videos, if there are any."""
-    return sorted(found, key=lambda place: place.media == "image")[0].sampling
+def sampling_of(found: Iterable[Place], model: Weighted) -> Sampling:
+    """How the clips are sampled that the model is made for: the first videos, if there are any.
+
+    Raises:
+        SpecError: the model cannot be made for it.
+    """
+    first = sorted(found, key=lambda place: place.media == "image")[0]
+    model.plans(first.sampling, f"{first.field}.sampling")
+    return first.sampling
 
 
 def open_set(folder: str, field: str) -> ShardSet:

@@ -53,7 +53,7 @@ def materials(spec: Learning, run: Path | None = None) -> Materials:
         SpecError: it lacks pixels or labels that are needed.
     """
     there = places(spec, run)
-    sampling = sampling_of([there[f"data.{name}"] for name in spec.data])
+    sampling = sampling_of([there[f"data.{name}"] for name in spec.data], spec.model)
     opened: dict[str, ClipSet] = {
         field: place.dataset(spec.model, sampling) for field, place in there.items()
     }

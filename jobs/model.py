@@ -40,15 +40,15 @@ class Architecture(Frozen):
             "tubes": self.tubes,
         }
 
-    def plans(self, sampling: Sampling) -> dict[Media, Plan]:
-        """What a video, and an image if the model takes any, is cut into."""
+    def plans(self, sampling: Sampling, field: str = "sampling") -> dict[Media, Plan]:
+        """What a video, and an image if the model takes any, is cut into. field: of the spec, where it is."""
         options = Architecture.options(self, sampling)
         try:
             video, image = models.plan(self.name, **options), models.image_plan(self.name, **options)
         except ValueError as error:
             text = str(error)
             # What the models call frames, size and filter is this spec's sampling.
-            owner = "" if text.startswith("model.") else "sampling."
+            owner = "" if text.startswith("model.") else f"{field}."
             raise SpecListError([owner + text]) from None
         return {"video": video} if image is None else {"video": video, "image": image}
 

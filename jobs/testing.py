@@ -32,7 +32,7 @@ def opened(spec: Testing) -> tuple[Sampling, dict[str, Source[Dataset]]]:
         SpecError: the checkpoint has no such head, or does not fit the shards.
     """
     there = {name: Stored.of(f"data.{name}", data) for name, data in spec.data.items()}
-    sampling, wanted = sampling_of(there.values()), spec.model
+    sampling, wanted = sampling_of(there.values(), spec.model), spec.model
     folder = wanted.saved
     assert folder is not None
     try:

@@ -240,6 +240,8 @@ def test_what_does_not_fit_is_told(table: Path, clips: Path) -> None:
     shards = {"stored": {"shards": tiny_shards.write(table.parent / "stored", 8), "head": "clips"}}
     line = refused({**good, "data": {**shards, "clips": {**data, "sampling": {"frames": 8}}}})
     assert line.startswith(f"data.clips.sampling = '{table}': gives 8 frames of 224x224 px (area)")
+    few = refused(of(sampling={**data["sampling"], "frames": 1}))
+    assert few.startswith("data.clips.sampling.frames = 1: the model's tubes need at least")
     tested = {"version": 1, "kind": "evaluate", "data": good["data"], "output": good["output"]}
     tested["model"] = {**good["model"], "checkpoint": "x"}
     assert "an evaluation reads shards" in refused(tested)
